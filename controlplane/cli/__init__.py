@@ -1,0 +1,63 @@
+"""`meshctl`: one command for operators, with istioctl's verbs, nouns and flags.
+
+Exit codes as istioctl: 0 ok, 1 unknown error, 64 usage, 65 bad data, 79 the analyzer found errors.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import typer
+
+from controlplane.cli.live import register as register_live
+from controlplane.cli.look import register as register_look
+from controlplane.cli.output import Failure, complain
+from controlplane.cli.serve import register as register_serve
+from controlplane.cli.validate import register as register_validate
+from controlplane.world import ConfigError
+
+USAGE, DATA = 64, 65
+_USAGE_OF_TYPER = 2
+
+app = typer.Typer(
+    name="meshctl",
+    help="Istio's traffic policy without sidecars: the control plane and the tools around it.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for register in (register_serve, register_validate, register_look, register_live):
+    register(app)
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run `meshctl` and exit; every error is one readable line per mistake, never a traceback."""
+    sys.exit(run(argv))
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """Run `meshctl`; returns the exit code.
+
+    Args:
+        argv: the words after the program's name; None takes those of this process.
+    """
+    try:
+        app(argv, prog_name="meshctl")
+    except SystemExit as end:
+        return USAGE if end.code == _USAGE_OF_TYPER else int(end.code or 0)
+    except ConfigError as error:
+        for finding in error.findings:
+            complain(str(finding))
+        return DATA
+    except Failure as failure:
+        complain(str(failure))
+        return failure.code
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -1,0 +1,1 @@
+"""Istio and Kubernetes resources as frozen types, their parser and their validation."""

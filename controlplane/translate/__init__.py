@@ -1,0 +1,1 @@
+"""Pure translation of (World, Node) into xDS resources, by name."""

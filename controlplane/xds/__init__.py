@@ -1,0 +1,1 @@
+"""The xDS server: per-stream state, ordering and pushing, the gRPC service."""

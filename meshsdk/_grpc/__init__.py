@@ -1,0 +1,1 @@
+"""What the sync and the aio gRPC adapter share; private to them."""

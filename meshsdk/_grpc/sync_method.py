@@ -1,0 +1,119 @@
+"""What the four kinds of sync multicallable share."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from random import random
+from typing import Any
+
+import grpc
+
+from meshsdk._grpc.calls import MeshCall, MeshRpcError
+from meshsdk._grpc.plan import Method
+from meshsdk._grpc.pool import MeshLike, Pool
+from meshsdk._grpc.trip import Args, Start, Trip, drive, state_of
+from meshsdk._grpc.values import Failure, given_up
+from meshsdk.balancing import EndpointState
+from meshsdk.call import Decision, Forward
+from meshsdk.errors import NoHealthyUpstream
+from meshsdk.fork import abandon
+
+_TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class Life:
+    """What ends with a channel: calls that wait, in their caller's thread or in one of their own.
+
+    Attributes:
+        closing: set when the channel is closed. late: the calls that a thread drives.
+    """
+
+    def __init__(self) -> None:
+        self.closing = threading.Event()
+        self.late: weakref.WeakSet[MeshCall] = weakref.WeakSet()
+
+    def forget(self) -> None:
+        """After a fork: a thread of the parent may have held the locks."""
+        abandon(self.closing, self.late)
+        self.__init__()  # type: ignore[misc]
+
+
+class SyncMethod(Method):
+    """What the four kinds of multicallable share."""
+
+    unary_request: bool
+    blocking: bool
+    """`__call__` returns the response itself."""
+
+    def __init__(self, pool: Pool, life: Life, *method: Any) -> None:
+        super().__init__(pool, *method)
+        self.life = life
+
+    @property
+    def pool(self) -> Pool:
+        return self._pool
+
+    @property
+    def mesh(self) -> MeshLike:
+        return self._mesh
+
+    @property
+    def listener(self) -> str:
+        return self._pool.name or self._pool.target
+
+    def is_down(self, forward: Forward, endpoint: EndpointState) -> bool:
+        channel = self._pool.channel_of(self, forward, endpoint)
+        return channel is not None and state_of(channel) is _TRANSIENT_FAILURE
+
+    def pick(self, forward: Forward, refused: set[EndpointState]) -> EndpointState:
+        """The balancer's choice, or another endpoint if that one is known to be down."""
+        endpoint = forward.pick(random)
+        if endpoint not in refused and not self.is_down(forward, endpoint):
+            return endpoint
+        others = forward.cluster.endpoints
+        start = int(random() * len(others))
+        for other in (*others[start:], *others[:start]):
+            if other not in refused and other is not endpoint and not self.is_down(forward, other):
+                other.acquire()
+                endpoint.release()
+                return other
+        return endpoint
+
+    def _wait(
+        self, start: Start, request: Any, args: Args, decision: Decision | None = None
+    ) -> Any:
+        """A blocking call off the hot path."""
+        plan = self._plan
+        if plan.snapshot is not self._mesh.snapshot:
+            plan = self.refresh()
+        if plan.raw:
+            return start(self.direct(), request, *args)
+        self._pool.check_open()
+        try:
+            return Trip(self, start, request, args, decision).run()
+        except Failure as failure:
+            raise MeshRpcError(failure) from failure.cause
+
+    def _launch(self, start: Start, request: Any, args: Args) -> Any:
+        """A call object, at once: of grpc if nothing has to be waited for."""
+        plan = self._plan
+        if plan.snapshot is not self._mesh.snapshot:
+            plan = self.refresh()
+        if plan.raw:
+            return start(self.direct(), request, *args)
+        self._pool.check_open()
+        trip = Trip(self, start, request, args)
+        if plan.view is not None and not args.wait_for_ready:
+            decision = trip.decide(plan)
+            if not decision.delay:
+                try:
+                    return trip.send(decision)
+                except NoHealthyUpstream as error:
+                    return MeshRpcError(given_up(error))
+                except Failure as failure:
+                    return MeshRpcError(failure)
+        call = trip.call = MeshCall(trip.ends)
+        self.life.late.add(call)
+        threading.Thread(target=drive, args=(trip, call), name="meshsdk-call", daemon=True).start()
+        return call
