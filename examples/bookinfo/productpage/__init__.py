@@ -1,0 +1,1 @@
+"""productpage: the page that readers see, put together from details and reviews."""

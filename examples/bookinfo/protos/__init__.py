@@ -1,0 +1,1 @@
+"""The gRPC interface of ratings and the code generated from it."""

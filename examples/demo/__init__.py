@@ -1,0 +1,1 @@
+"""The demo: Bookinfo on the mesh, played step by step and checked. `python -m examples.demo`."""
