@@ -1,0 +1,1 @@
+"""Programs that know nothing of the mesh, for `python -m meshsdk run`, and one that does."""

@@ -1,0 +1,262 @@
+"""Cluster into a frozen value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.extensions.load_balancing_policies.cluster_provided.v3 import (  # noqa: F401
+    cluster_provided_pb2,
+)
+from envoy.extensions.load_balancing_policies.least_request.v3 import (  # noqa: F401
+    least_request_pb2,
+)
+from envoy.extensions.load_balancing_policies.random.v3 import random_pb2  # noqa: F401
+from envoy.extensions.load_balancing_policies.ring_hash.v3 import ring_hash_pb2  # noqa: F401
+from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_pb2  # noqa: F401
+from envoy.extensions.load_balancing_policies.wrr_locality.v3 import wrr_locality_pb2  # noqa: F401
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # noqa: F401
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
+from google.protobuf import any_pb2, json_format
+
+from meshsdk.errors import InvalidResource
+from meshsdk.model import Assignment, Balancing, Cluster, ClusterKind, Endpoint, LocalityEndpoints
+from meshsdk.xds.decode import DECODERS
+from meshsdk.xds.resources import CLUSTER
+
+Json = dict[str, Any]
+EDS: Json = {"type": "EDS", "eds_cluster_config": {"eds_config": {"ads": {}}}}
+_EXTENSIONS = "type.googleapis.com/envoy.extensions"
+
+
+def parse(config: Json) -> cluster_pb2.Cluster:
+    return json_format.ParseDict({"name": "c", **config}, cluster_pb2.Cluster())
+
+
+def decode(config: Json | cluster_pb2.Cluster, notes: list[str] | None = None) -> Cluster:
+    message = parse(config) if isinstance(config, dict) else config
+    found = DECODERS[CLUSTER].decode(message, [] if notes is None else notes)
+    assert isinstance(found, Cluster)
+    return found
+
+
+def socket(name: str) -> Json:
+    return {"name": name, "typed_config": {"@type": f"{_EXTENSIONS}.transport_sockets.{name}"}}
+
+
+TLS = socket("tls.v3.UpstreamTlsContext")
+RAW = socket("raw_buffer.v3.RawBuffer")
+
+
+def assignment(*hosts: str) -> Json:
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": host, "port_value": 80}}}}
+        for host in hosts
+    ]
+    return {"load_assignment": {"cluster_name": "c", "endpoints": [{"lb_endpoints": endpoints}]}}
+
+
+def test_eds() -> None:
+    assert decode(EDS) == Cluster("c", ClusterKind.EDS, "c")
+    named = {"service_name": "s", "eds_config": {"self": {}}}
+    found = decode({**EDS, "eds_cluster_config": named, "connect_timeout": "10s"})
+    assert (found.eds_name, found.connect_timeout) == ("s", 10.0)
+
+
+@pytest.mark.parametrize("kind", ["STATIC", "STRICT_DNS", "LOGICAL_DNS"])
+def test_inline_endpoints_need_no_locality_weight(kind: str) -> None:
+    found = decode({"type": kind, **assignment("a")})
+    expected = Assignment("c", (LocalityEndpoints((Endpoint("a", 80),)),))
+    assert found == Cluster("c", ClusterKind[kind], assignment=expected)
+
+
+def test_original_destination() -> None:
+    found = decode({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"})
+    assert (found.kind, found.balancing) == (ClusterKind.ORIGINAL_DST, Balancing.CLUSTER_PROVIDED)
+
+
+def test_metadata() -> None:
+    metadata = {"filter_metadata": {"istio": {"services": "x"}}}
+    assert decode({**EDS, "metadata": metadata}).metadata == {"istio": {"services": "x"}}
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        ({"cluster_type": {"name": "envoy.clusters.aggregate"}}, "cluster_type"),
+        ({"type": 77}, "type"),
+        ({"type": "EDS"}, "eds_cluster_config.eds_config"),
+        ({**EDS, "name": "xdstp://a/b"}, "eds_cluster_config.service_name"),
+        ({"type": "STATIC"}, "load_assignment"),
+        ({"type": "LOGICAL_DNS", **assignment("a", "b")}, "load_assignment.endpoints"),
+        (
+            {"type": "STATIC", **assignment("")},
+            "load_assignment.endpoints[0].lb_endpoints[0].endpoint.address.socket_address.address",
+        ),
+        ({**EDS, "connect_timeout": "-1s"}, "connect_timeout"),
+        ({"type": "ORIGINAL_DST"}, "lb_policy"),
+        ({**EDS, "lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),
+        ({**EDS, "lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}, "lb_policy"),
+        ({**EDS, "outlier_detection": {"interval": "-1s"}}, "outlier_detection.interval"),
+        (
+            {**EDS, "outlier_detection": {"max_ejection_percent": 101}},
+            "outlier_detection.max_ejection_percent",
+        ),
+    ],
+)
+def test_what_is_refused(config: Json, field: str) -> None:
+    with pytest.raises(InvalidResource) as caught:
+        decode(config)
+    assert caught.value.field == field
+
+
+def test_outlier_detection_with_sound_values_is_accepted() -> None:
+    sound = {"interval": "1s", "max_ejection_percent": 100, "enforcing_success_rate": 50}
+    assert decode({**EDS, "outlier_detection": sound}) == decode(EDS)
+
+
+# --- transport -------------------------------------------------------------------------------
+
+
+def test_plain_text_may_be_said() -> None:
+    matches = [{"name": "plain", "match": {}, "transport_socket": RAW}]
+    decode({**EDS, "transport_socket": RAW, "transport_socket_matches": matches})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"transport_socket": TLS}, "transport_socket"),
+        ({"transport_socket": {"name": "x"}}, "transport_socket"),
+        ({"transport_socket": {}}, "transport_socket"),
+        (
+            {"transport_socket_matches": [{"name": "a", "transport_socket": TLS}]},
+            "transport_socket_matches[0].transport_socket",
+        ),
+    ],
+)
+def test_calls_never_go_out_unprotected(fields: Json, field: str) -> None:
+    with pytest.raises(InvalidResource, match="unprotected") as caught:
+        decode({**EDS, **fields})
+    assert caught.value.field == field
+
+
+# --- balancing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "balancing", "choices"),
+    [
+        ({}, Balancing.ROUND_ROBIN, 2),
+        ({"lb_policy": "RANDOM"}, Balancing.RANDOM, 2),
+        ({"lb_policy": "LEAST_REQUEST"}, Balancing.LEAST_REQUEST, 2),
+        (
+            {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 5}},
+            Balancing.LEAST_REQUEST,
+            5,
+        ),
+    ],
+)
+def test_policy_by_enum(fields: Json, balancing: Balancing, choices: int) -> None:
+    found = decode({**EDS, **fields})
+    assert (found.balancing, found.choice_count) == (balancing, choices)
+
+
+@pytest.mark.parametrize("policy", ["RING_HASH", "MAGLEV"])
+def test_policies_to_come_fall_back_and_that_is_noted(policy: str) -> None:
+    notes: list[str] = []
+    assert decode({**EDS, "lb_policy": policy}, notes).balancing is Balancing.ROUND_ROBIN
+    assert notes == [f"Cluster c: lb_policy: {policy} is not supported, ROUND_ROBIN is used"]
+
+
+def test_subsets_are_noted() -> None:
+    notes: list[str] = []
+    decode({**EDS, "lb_subset_config": {"fallback_policy": "ANY_ENDPOINT"}}, notes)
+    assert notes == ["Cluster c: lb_subset_config: is not supported, all endpoints are used"]
+
+
+def typed(name: str, **fields: Any) -> Json:
+    config = {"@type": f"{_EXTENSIONS}.load_balancing_policies.{name}", **fields}
+    return {"typed_extension_config": {"name": "x", "typed_config": config}}
+
+
+def policies(*items: Json) -> Json:
+    return {**EDS, "lb_policy": "MAGLEV", "load_balancing_policy": {"policies": list(items)}}
+
+
+UNKNOWN = {
+    "typed_extension_config": {
+        "name": "x",
+        "typed_config": {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}},
+    }
+}
+ROUND_ROBIN = typed("round_robin.v3.RoundRobin")
+RING_HASH = typed("ring_hash.v3.RingHash")
+
+
+def wrr(*items: Json) -> Json:
+    return typed("wrr_locality.v3.WrrLocality", endpoint_picking_policy={"policies": list(items)})
+
+
+@pytest.mark.parametrize(
+    ("items", "balancing", "choices"),
+    [
+        ([ROUND_ROBIN], Balancing.ROUND_ROBIN, 2),
+        ([typed("random.v3.Random"), ROUND_ROBIN], Balancing.RANDOM, 2),
+        ([UNKNOWN, typed("least_request.v3.LeastRequest")], Balancing.LEAST_REQUEST, 2),
+        (
+            [RING_HASH, typed("least_request.v3.LeastRequest", choice_count=3)],
+            Balancing.LEAST_REQUEST,
+            3,
+        ),
+        ([wrr(typed("random.v3.Random"))], Balancing.RANDOM, 2),
+    ],
+)
+def test_policy_by_list(items: list[Json], balancing: Balancing, choices: int) -> None:
+    notes: list[str] = []
+    found = decode(policies(*items), notes)
+    assert (found.balancing, found.choice_count) == (balancing, choices)
+    assert notes == []
+
+
+def test_cluster_provided_by_list() -> None:
+    listed = policies(typed("cluster_provided.v3.ClusterProvided"))
+    found = decode({**listed, "type": "ORIGINAL_DST"})
+    assert found.balancing is Balancing.CLUSTER_PROVIDED
+
+
+def test_a_list_of_policies_to_come_falls_back_and_that_is_noted() -> None:
+    notes: list[str] = []
+    assert decode(policies(wrr(UNKNOWN, RING_HASH)), notes).balancing is Balancing.ROUND_ROBIN
+    (note,) = notes
+    assert note.startswith("Cluster c: load_balancing_policy.policies[0].typed_extension_config")
+    assert note.endswith("RingHash is not supported, RoundRobin is used")
+
+
+def nested(depth: int) -> Json:
+    return wrr(nested(depth - 1)) if depth else wrr(ROUND_ROBIN)
+
+
+@pytest.mark.parametrize(
+    ("items", "problem"),
+    [
+        ([UNKNOWN], "none is supported: google.protobuf.Struct"),
+        ([], "the list is empty"),
+        ([nested(16)], "nested deeper than 16"),
+        ([typed("least_request.v3.LeastRequest", choice_count=1)], "must be at least 2"),
+    ],
+)
+def test_lists_without_a_usable_policy_are_refused(items: list[Json], problem: str) -> None:
+    with pytest.raises(InvalidResource, match=problem) as caught:
+        decode(policies(*items))
+    assert caught.value.field.startswith("load_balancing_policy")
+
+
+def test_a_policy_of_garbage_is_refused() -> None:
+    message = parse(policies(typed("least_request.v3.LeastRequest")))
+    kind = f"{_EXTENSIONS}.load_balancing_policies.least_request.v3.LeastRequest"
+    config = message.load_balancing_policy.policies[0].typed_extension_config.typed_config
+    config.CopyFrom(any_pb2.Any(type_url=kind, value=b"\xff"))
+    with pytest.raises(InvalidResource, match="the bytes are not"):
+        decode(message)
