@@ -392,7 +392,7 @@ def test_a_delayed_future_can_be_cancelled(a: EchoServer) -> None:
     began = time.monotonic()
     future = client.stub.Unary.future(EchoRequest())
     stream = client.stub.Down(EchoRequest())
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     done = threading.Event()
     future.add_done_callback(lambda f: done.set())
     assert future.cancel()
@@ -555,7 +555,7 @@ def test_no_endpoints(client: Client, method: str) -> None:
     client.mesh.listen(NAME, forward("v1"))
     began = time.monotonic()
     assert client.outcome(method, *calls_of(method))[0] is grpc.StatusCode.UNAVAILABLE
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     error = client.failure()
     assert error.details() == "no healthy upstream"
     assert isinstance(error.__cause__, errors.NoHealthyUpstream)

@@ -163,7 +163,7 @@ def test_required_makes_it_an_error_after_a_moment(
             mesh.wait_for(NAME, 30)
         with pytest.raises(NotReady):
             mesh.wait_for(NAME, 30)
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 10
     assert not warnings(caplog)
 
 

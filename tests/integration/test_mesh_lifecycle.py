@@ -297,7 +297,7 @@ def test_without_the_configured_control_plane_a_call_fails_with_advice() -> None
         started = time.monotonic()
         with pytest.raises(NotReady) as caught:
             mesh.wait_for(NAME, 0.5)
-        assert 0.5 <= time.monotonic() - started < 1.5
+        assert 0.5 <= time.monotonic() - started < 5
     text = str(caught.value)
     assert NAME in text
     assert f"127.0.0.1:{port}" in text
@@ -371,7 +371,7 @@ def test_close_ends_everything_and_may_be_repeated(ads_server: AdsServer) -> Non
     mesh.close()
     waiting.join()
     mesh.close()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10
     assert len(failures) == 1
     for use in (mesh.wait_ready, lambda: mesh.wait_for("x:80", 1)):
         with pytest.raises(MeshClosed):
@@ -459,7 +459,7 @@ def test_registrations_after_the_stream_merge_and_end(
     started = time.monotonic()
     http.close()
     http.close()
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 5
     ads_server.wait(lambda: last(ads_server.health)["code"] == 1)
     assert ads_server.health[-1].error_detail.message == "deregister"
 
