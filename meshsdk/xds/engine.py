@@ -58,6 +58,7 @@ class Engine:
         self._backoff = Backoff(settings.reconnect_max, random.random)
         self._keepalive = _KEEPALIVE_SECONDS
         self._stream: AdsStream | None = None
+        self._unsent: list[Any] = []
         self._opened = 0.0
         self._told_workload = False
         self._connected = False
@@ -101,6 +102,7 @@ class Engine:
     def run(self) -> None:
         """Until `Close`."""
         self._begin()
+        self._answer()
         while self._closing is None:
             try:
                 self._turn()
@@ -129,7 +131,15 @@ class Engine:
         now = time.monotonic()
         self._take(events, now)
         self._run_timers(now)
+        self._answer()
+
+    def _answer(self) -> None:
+        """Publish first: what is acknowledged is in effect."""
         self._publish()
+        unsent, self._unsent = self._unsent, []
+        if self._stream is not None:
+            for request in unsent:
+                self._stream.send(request)
 
     def _next_events(self) -> list[Any]:
         """At least one event, unless a timer is due first; then all that is there."""
@@ -218,9 +228,9 @@ class Engine:
         self._send(requests)
 
     def _send(self, requests: Iterable[Any]) -> None:
+        """With the end of this turn."""
         if self._stream is not None:
-            for request in requests:
-                self._stream.send(request)
+            self._unsent.extend(requests)
 
     def _received(self, event: Received, now: float) -> None:
         if event.stream is not self._stream:
@@ -251,6 +261,7 @@ class Engine:
 
     def _stream_over(self, reason: str, now: float) -> None:
         stream, self._stream = self._stream, None
+        self._unsent.clear()
         if stream is not None:
             stream.close()
         self._forks.let_go()
@@ -295,6 +306,7 @@ class Engine:
             event.sent.set()
             return
         self._send([self._health()])
+        self._answer()
         self._stream.notify_sent(event.sent)
 
     def _health(self) -> Any:

@@ -121,6 +121,27 @@ def test_an_update_replaces_the_snapshot_and_tells_observers(
     assert reference() is None
 
 
+def test_what_is_acknowledged_is_in_effect(ads_server: AdsServer, mesh: Mesh) -> None:
+    ads_server.set(service(NAME, [("127.0.0.1", 1)]))
+    mesh.wait_for(NAME, 5)
+    ads_server.wait(lambda: any(ack.type_url == EDS for ack in ads_server.acks))
+    published, go_on = threading.Event(), threading.Event()
+
+    def slow(_snapshot: Snapshot) -> None:
+        published.set()
+        go_on.wait(20)
+
+    mesh.observe(slow)
+    before = len(ads_server.acks)
+    ads_server.set(endpoints(CLUSTER, [("127.0.0.1", 7)]))
+    assert published.wait(20)
+    assert targets(mesh.snapshot.view(NAME)) == ["127.0.0.1:7"]
+    time.sleep(0.2)  # ample for an acknowledgement that was sent too early
+    assert len(ads_server.acks) == before
+    go_on.set()
+    ads_server.wait(lambda: len(ads_server.acks) > before)
+
+
 def test_a_failing_observer_harms_nobody(
     ads_server: AdsServer, mesh: Mesh, caplog: pytest.LogCaptureFixture
 ) -> None:
