@@ -1,0 +1,104 @@
+"""Clusters and endpoints: what CDS and EDS say, as frozen values."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class ClusterKind(enum.Enum):
+    EDS = "EDS"
+    STATIC = "STATIC"
+    STRICT_DNS = "STRICT_DNS"
+    LOGICAL_DNS = "LOGICAL_DNS"
+    ORIGINAL_DST = "ORIGINAL_DST"
+    """Send to where the caller was going anyway (PassthroughCluster)."""
+
+
+class Balancing(enum.Enum):
+    ROUND_ROBIN = "ROUND_ROBIN"
+    RANDOM = "RANDOM"
+    LEAST_REQUEST = "LEAST_REQUEST"
+    CLUSTER_PROVIDED = "CLUSTER_PROVIDED"
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    region: str = ""
+    zone: str = ""
+    sub_zone: str = ""
+
+
+class Health(enum.Enum):
+    UNKNOWN = "UNKNOWN"
+    HEALTHY = "HEALTHY"
+    UNHEALTHY = "UNHEALTHY"
+    DRAINING = "DRAINING"
+    TIMEOUT = "TIMEOUT"
+    DEGRADED = "DEGRADED"
+
+    @property
+    def usable(self) -> bool:
+        return self in (Health.UNKNOWN, Health.HEALTHY, Health.DEGRADED)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One address of a cluster.
+
+    Attributes:
+        address: IP address or host name, or the path of a Unix socket when `port` is 0.
+        metadata: `filter_metadata` as plain nested mappings (`istio.workload`,
+            `envoy.transport_socket_match.tlsMode`).
+    """
+
+    address: str
+    port: int
+    weight: int = 1
+    health: Health = Health.UNKNOWN
+    hostname: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def target(self) -> str:
+        """`ip:port`, `[ipv6]:port` or `unix:path`: the key of the endpoint everywhere."""
+        if not self.port:
+            return f"unix:{self.address}"
+        return (
+            f"[{self.address}]:{self.port}"
+            if ":" in self.address
+            else f"{self.address}:{self.port}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LocalityEndpoints:
+    endpoints: tuple[Endpoint, ...]
+    locality: Locality = Locality()
+    priority: int = 0
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """ClusterLoadAssignment: the endpoints of a cluster, by locality."""
+
+    name: str
+    localities: tuple[LocalityEndpoints, ...] = ()
+    overprovisioning: int = 140
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """A cluster as CDS describes it; `assignment` inline for STATIC and the DNS kinds."""
+
+    name: str
+    kind: ClusterKind = ClusterKind.EDS
+    eds_name: str = ""
+    balancing: Balancing = Balancing.ROUND_ROBIN
+    choice_count: int = 2
+    connect_timeout: float = 5.0
+    assignment: Assignment | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
