@@ -24,16 +24,18 @@ class EndpointState:
 
     Any thread may `acquire` and `release`: each is one C call on a list whose length is the
     count. A lock around an integer would cost five times as much, on every call. `endpoint` is
-    replaced by the xDS thread when its weight or metadata change.
+    replaced by the xDS thread when its weight or metadata change; `cluster`, which says how to
+    connect, when that changes.
     """
 
-    __slots__ = ("__weakref__", "_marks", "endpoint", "release", "target")
+    __slots__ = ("__weakref__", "_marks", "cluster", "endpoint", "release", "target")
 
     release: Callable[[], None]
     """End one attempt: exactly once per pick, in a `finally`."""
 
-    def __init__(self, endpoint: Endpoint) -> None:
+    def __init__(self, endpoint: Endpoint, cluster: Cluster) -> None:
         self.endpoint = endpoint
+        self.cluster = cluster
         self.target = endpoint.target
         self._marks: list[None] = []
         self.release = self._marks.pop
@@ -68,7 +70,8 @@ class ClusterView:
 
     @property
     def passthrough(self) -> bool:
-        return self.cluster.kind is ClusterKind.ORIGINAL_DST
+        """Nothing is known of where to: the caller may go where it was going, unchanged."""
+        return self.cluster.kind is ClusterKind.ORIGINAL_DST and not self.endpoints
 
     def pick(self, random: Random) -> EndpointState:
         """Choose an endpoint and count an attempt on it.
@@ -91,25 +94,25 @@ class ClusterPool:
 
     def view(self, cluster: Cluster, assignment: Assignment | None) -> ClusterView:
         """The view for this configuration; the same object while nothing changed."""
-        known = self._views.get(cluster.name)
+        known = self._views.get(cluster.key)
         if known and known[0] == cluster and known[1] == assignment:
             return known[2]
         usable = _usable(assignment if assignment is not None else cluster.assignment)
-        old = self._states.get(cluster.name, {})
+        old = self._states.get(cluster.key, {})
         states: dict[str, EndpointState] = {}
         for endpoint in usable:
-            state = old.get(endpoint.target) or EndpointState(endpoint)
-            state.endpoint = endpoint
+            state = old.get(endpoint.target) or EndpointState(endpoint, cluster)
+            state.endpoint, state.cluster = endpoint, cluster
             states[endpoint.target] = state
-        self._states[cluster.name] = states
+        self._states[cluster.key] = states
         members = tuple(states.values())
         view = ClusterView(cluster, members, _picker(cluster, members, self._random()))
-        self._views[cluster.name] = (cluster, assignment, view)
+        self._views[cluster.key] = (cluster, assignment, view)
         return view
 
-    def retain(self, names: Iterable[str]) -> None:
-        """Forget every cluster that is not named."""
-        keep = set(names)
+    def retain(self, keys: Iterable[str]) -> None:
+        """Forget every cluster whose `Cluster.key` is not named."""
+        keep = set(keys)
         for name in self._views.keys() - keep:
             del self._views[name]
             self._states.pop(name, None)

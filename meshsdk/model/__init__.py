@@ -40,8 +40,19 @@ from meshsdk.model.snapshot import (
     ListenerView,
     Snapshot,
 )
+from meshsdk.model.upstream import (
+    SYSTEM_ROOTS,
+    Dns,
+    DnsFamily,
+    NameKind,
+    PeerName,
+    Pem,
+    SocketMatch,
+    UpstreamTls,
+)
 
 __all__ = [
+    "SYSTEM_ROOTS",
     "Action",
     "AppendAction",
     "Assignment",
@@ -49,6 +60,8 @@ __all__ = [
     "Cluster",
     "ClusterKind",
     "DirectResponseAction",
+    "Dns",
+    "DnsFamily",
     "DomainIndex",
     "Endpoint",
     "Fault",
@@ -62,6 +75,9 @@ __all__ = [
     "ListenerView",
     "Locality",
     "LocalityEndpoints",
+    "NameKind",
+    "PeerName",
+    "Pem",
     "RedirectAction",
     "RegexRewrite",
     "RetryPolicy",
@@ -69,7 +85,9 @@ __all__ = [
     "RouteConfiguration",
     "RouteMatch",
     "Snapshot",
+    "SocketMatch",
     "UnsupportedAction",
+    "UpstreamTls",
     "VirtualHost",
     "WeightedCluster",
 ]

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from meshsdk.model.upstream import DEFAULT_DNS, Dns, SocketMatch, UpstreamTls
+
 
 class ClusterKind(enum.Enum):
     EDS = "EDS"
@@ -15,6 +17,10 @@ class ClusterKind(enum.Enum):
     LOGICAL_DNS = "LOGICAL_DNS"
     ORIGINAL_DST = "ORIGINAL_DST"
     """Send to where the caller was going anyway (PassthroughCluster)."""
+    DYNAMIC = "DYNAMIC"
+    """Look up the host that the call names (`envoy.clusters.dynamic_forward_proxy`)."""
+    AGGREGATE = "AGGREGATE"
+    """The priorities of other clusters, one after the other (`envoy.clusters.aggregate`)."""
 
 
 class Balancing(enum.Enum):
@@ -92,7 +98,17 @@ class Assignment:
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """A cluster as CDS describes it; `assignment` inline for STATIC and the DNS kinds."""
+    """A cluster as CDS describes it; `assignment` inline for STATIC and the DNS kinds.
+
+    Attributes:
+        dns: how names are resolved, for the DNS kinds and DYNAMIC.
+        members: of an AGGREGATE, the clusters in the order of their priorities.
+        original_dst_header: of an ORIGINAL_DST, the request header that may name another
+            destination (`ip:port`); empty for none.
+        place: of an ORIGINAL_DST and a DYNAMIC, the `host:port` that the endpoints stand for: such
+            a cluster is another one for each host that is called.
+        tls: TLS towards every endpoint that no entry of `sockets` matches; None is plain text.
+    """
 
     name: str
     kind: ClusterKind = ClusterKind.EDS
@@ -102,3 +118,27 @@ class Cluster:
     connect_timeout: float = 5.0
     assignment: Assignment | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    dns: Dns = DEFAULT_DNS
+    members: tuple[str, ...] = ()
+    original_dst_header: str = ""
+    place: str = ""
+    tls: UpstreamTls | None = None
+    sockets: tuple[SocketMatch, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """What tells clusters apart that share a name."""
+        return f"{self.name} {self.place}" if self.place else self.name
+
+    def tls_to(self, endpoint: Endpoint) -> UpstreamTls | None:
+        """TLS towards one endpoint, None for plain text: the first match wins.
+
+        Source: Envoy `Cluster.transport_socket_matches`.
+        """
+        if not self.sockets:
+            return self.tls
+        labels = endpoint.metadata.get("envoy.transport_socket_match") or {}
+        for candidate in self.sockets:
+            if candidate.match.items() <= labels.items():
+                return candidate.tls
+        return self.tls

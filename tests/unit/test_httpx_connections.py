@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from meshsdk._httpx.connections import Connections, Waiter
 from meshsdk.balancing import EndpointState
-from meshsdk.model import Endpoint
+from meshsdk.model import Cluster, Endpoint
 
-A, B = (EndpointState(Endpoint("10.0.0.1", port)) for port in (1, 2))
+A, B = (EndpointState(Endpoint("10.0.0.1", port), Cluster("c")) for port in (1, 2))
 
 
 class Line:
