@@ -297,7 +297,8 @@ class ControlPlane:
         # Workloads that come and go change numbers in a text, not what is wrong.
         known = set() if self._edited else set(self._said.values())
         self._edited = False
-        broken = set(self._snapshot.errors)  # the source has said these when it read the files
+        # Of files the source has said it when it read them.
+        broken = {finding for finding in self._snapshot.errors if finding.resource != "config"}
         for text, finding in found.items():
             if text not in self._said and finding not in broken and _gist(finding) not in known:
                 log.log(_LEVELS[finding.level], "%s", text)

@@ -141,6 +141,9 @@ def parse_chunk(chunk: Chunk, file: str) -> Parsed:
         )
     resources: list[Resource] = []
     findings: list[Finding] = []
+    if document.get("kind") == "List" and not isinstance(items := document.get("items"), list):
+        line = chunk.lines.get("items", first)
+        return _failed(Origin(file, line), "List", f"items: must be a list, not {type_name(items)}")
     for prefix, item in _items(document):
         line = chunk.lines.get(prefix, first) if prefix else first
         source = Origin(file, line)
@@ -189,7 +192,7 @@ class _Reader:
         self.chunk = chunk
         self.prefix = prefix
         self.findings: list[Finding] = []
-        self.resource = Resource("", "", "", "", origin=origin, source=chunk, prefix=prefix)
+        self.resource = Resource("document", "", "", "", origin=origin, source=chunk, prefix=prefix)
 
     def read(self) -> Resource | None:
         document = self.document

@@ -36,11 +36,8 @@ class ResourceRef(NamedTuple):
     name: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.kind} {self.namespace}/{self.name}"
-            if self.namespace
-            else (f"{self.kind} {self.name}")
-        )
+        name = f"{self.namespace}/{self.name}" if self.namespace else self.name
+        return f"{self.kind} {name}".rstrip()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -3,17 +3,18 @@
 A file that does not parse or validate keeps its last good version, a directory that is gone or
 cannot be read keeps what it held, and it is said what is wrong and when it is right again. Writers
 that replace atomically and those that write in place are both served: a change is read once the
-directory has been quiet for `QUIET` seconds, and a file that has just become empty is looked at
-twice.
+directory has been quiet for `QUIET` seconds, and a file or a directory that has just become empty
+is looked at twice.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ SUFFIXES = (".yaml", ".yml", ".json")
 QUIET = 0.05
 EMPTY_GRACE = 0.2
 RETRY = 1.0
+_NAMED = 5
 _EDITOR_MARKS = ("~", ".swp", ".swx", ".tmp", ".bak", ".orig")
 
 log = logging.getLogger("controlplane.sources.files")
@@ -75,14 +77,19 @@ class FileSource:
 
         The first one comes at once if anything changed since `load`.
         """
+        watched = True
         while True:
             try:
                 async with aclosing(self._watch()) as snapshots:
                     async for snapshot in snapshots:
                         yield snapshot
+                watched = True
             except (OSError, RuntimeError) as error:
                 # RuntimeError is how watchfiles reports a directory that went away.
-                log.warning("cannot watch %s: %s; trying again", self._names(), error)
+                if watched:
+                    names = ", ".join(map(str, self.paths))
+                    log.warning("cannot watch %s: %s; looking every second instead", names, error)
+                watched = False
                 await asyncio.sleep(RETRY)
 
     async def _watch(self) -> AsyncGenerator[Snapshot, None]:
@@ -106,7 +113,7 @@ class FileSource:
                     return
 
     async def _settle(self) -> bool:
-        """Reads the changes; a file that lost all its content gets a moment to be filled again."""
+        """Reads the changes; what lost all its content gets a moment to be filled again."""
         if self._emptied():
             await asyncio.sleep(EMPTY_GRACE)
         return self._refresh()
@@ -117,13 +124,15 @@ class FileSource:
         """Brings what is known up to date; whether anything changed."""
         lost: dict[str, str] = {}
         found = dict(self._scan(lost))
+        for path in self._lost.keys() - lost.keys():
+            log.info("%s: can be read again", path)
         changed, self._lost = lost != self._lost, lost
-        for name in self._files.keys() - found.keys():
-            if any(name == path or name.startswith(path + os.sep) for path in lost):
-                continue
+        gone = [name for name in self._files if name not in found and not _below(name, lost)]
+        for name in gone:
             del self._files[name]
-            log.info("%s: removed", name)
             changed = True
+        if gone:
+            log.info("%s: removed", _listed(gone))
         for name, signature in found.items():
             known = self._files.get(name)
             if known is None or known.signature != signature:
@@ -139,6 +148,9 @@ class FileSource:
         if not parsed.errors:
             if known is not None and known.errors:
                 log.info("%s: fixed", name)
+            if known is not None and known.good.resources and not parsed.resources:
+                what = _listed(list(map(str, known.good.resources)))
+                log.warning("%s: holds no resource any more; removed: %s", name, what)
             self._files[name] = _File(signature, parsed)
             return True
         good = known.good if known is not None else Parsed((), ())
@@ -153,11 +165,18 @@ class FileSource:
         try:
             return self._parser.parse(read_text(name), name)
         except FileNotFoundError:
-            return None
+            if not os.path.islink(name):
+                return None
+            missing = os.path.join(os.path.dirname(name), os.readlink(name))
+            return unreadable(name, ValueError(f"it links to {missing}, which does not exist"))
         except (OSError, ValueError) as error:
             return unreadable(name, error)
 
     def _emptied(self) -> bool:
+        for path in map(str, self.paths):
+            held = any(_below(name, (path,)) for name in self._files)
+            if held and os.path.isdir(path) and not any(config_files(path)):
+                return True
         for name, file in self._files.items():
             if file.good.resources:
                 try:
@@ -186,30 +205,24 @@ class FileSource:
 
         for path in map(str, self.paths):
             if not os.path.exists(path):
-                kept = any(name == path or name.startswith(path + os.sep) for name in self._files)
+                kept = any(_below(name, (path,)) for name in self._files)
                 lost[path] = "does not exist" + ("; what it held stays in force" if kept else "")
                 continue
             for name in config_files(path, unlisted) if os.path.isdir(path) else (path,):
-                try:
-                    info = os.stat(name)
-                except OSError:
-                    continue
-                yield name, (info.st_mtime_ns, info.st_size, info.st_ino, info.st_ctime_ns)
+                with contextlib.suppress(FileNotFoundError):
+                    yield name, _signature(name)
 
     def _targets(self) -> set[str]:
-        """What to watch: the paths, and the directories that links in them lead to."""
-        targets = {str(path) for path in self.paths if path.exists()}
-        roots = [os.path.realpath(path) for path in targets]
+        """What to watch: where the paths, and links in them, really lead to."""
+        targets = {os.path.realpath(path) for path in self.paths if path.exists()}
+        roots = tuple(targets)
         for name in [
             name for path in self.paths if path.is_dir() for name in config_files(str(path))
         ]:
             real = os.path.dirname(os.path.realpath(name))
-            if not any(real == root or real.startswith(root + os.sep) for root in roots):
+            if not _below(real, roots) and os.path.isdir(real):
                 targets.add(real)
         return targets
-
-    def _names(self) -> str:
-        return ", ".join(map(str, self.paths))
 
     # --- writing -----------------------------------------------------------------------------
 
@@ -232,6 +245,32 @@ class FileSource:
         self._refresh()
         parsed = [file.good for _, file in sorted(self._files.items())]
         return Edit(self.paths[0], [res for one in parsed for res in one.resources])
+
+
+def _signature(name: str) -> _Signature:
+    """What differs after any change of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file, and no link of that name either.
+    """
+    try:
+        info = os.stat(name)
+    except OSError:
+        try:
+            info = os.lstat(name)  # a link to nowhere
+        except PermissionError:
+            return (0, 0, 0, 0)  # listed, and may not be looked at: reading it says so
+    return (info.st_mtime_ns, info.st_size, info.st_ino, info.st_ctime_ns)
+
+
+def _below(name: str, paths: Iterable[str]) -> bool:
+    return any(name == path or name.startswith(path.rstrip(os.sep) + os.sep) for path in paths)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Some of many names, in order."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(sorted(names)[:_NAMED]) + more
 
 
 def read_text(name: str, *, pipes: bool = False) -> str:

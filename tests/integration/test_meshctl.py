@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import select
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +18,7 @@ import pytest
 import yaml
 
 from controlplane.cli import run
+from tests.support.meshctl import Serving
 from tests.support.programs import ROOT
 
 SERVICE = """\
@@ -200,52 +199,9 @@ def test_the_xds_of_a_node(config: Path, capsys: pytest.CaptureFixture[str]) -> 
 # --- a running control plane -----------------------------------------------------------------
 
 
-class Serving:
-    """`meshctl serve` as a process; its log is read line by line."""
-
-    def __init__(self, *argv: str) -> None:
-        self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "controlplane", "serve", "--xds-port", "0", *argv],
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-            env={k: v for k, v in os.environ.items() if not k.startswith("MESHSDK")},
-        )
-        self._rest = b""
-        self.server = ""
-
-    def ready(self) -> Serving:
-        line = self.until(r"serving .* HTTP on ([][\w.:]+)")
-        found = re.search(r"HTTP on ([][\w.:]+)", line)
-        assert found
-        self.server = f"http://{found[1]}"
-        return self
-
-    def until(self, pattern: str, seconds: float = 20) -> str:
-        """The next log line that matches."""
-        assert self.process.stderr is not None
-        deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0:
-            while b"\n" in self._rest:
-                raw, _, self._rest = self._rest.partition(b"\n")
-                self.lines.append(raw.decode())
-                if re.search(pattern, self.lines[-1]):
-                    return self.lines[-1]
-            if select.select([self.process.stderr], [], [], left)[0]:
-                chunk = os.read(self.process.stderr.fileno(), 65536)
-                if not chunk:
-                    break
-                self._rest += chunk
-        raise AssertionError(f"no line matches {pattern!r} in:\n" + "\n".join(self.lines))
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(10)
-
-
 @pytest.fixture
 def serving(config: Path) -> Iterator[Serving]:
-    process = Serving("--http-port", "0", "--config", str(config))
+    process = Serving("--config", str(config))
     try:
         yield process.ready()
     finally:
@@ -307,6 +263,14 @@ def test_a_file_that_breaks_keeps_its_last_good_version(
         if item["spec"]["http"][1]["timeout"] == "4s":
             return
     raise AssertionError("the mended file is not used")
+
+
+def test_a_directory_that_goes_and_comes_back_is_said(serving: Serving, config: Path) -> None:
+    away = config.with_name("away")
+    config.rename(away)
+    serving.until(re.escape(f"{config}: Error config: does not exist; what it held stays in force"))
+    away.rename(config)
+    serving.until(re.escape(f"{config}: can be read again"))
 
 
 def test_no_process_is_connected_at_first(
@@ -391,7 +355,7 @@ def test_security_that_is_not_enforced_is_a_reason_not_to_start(config: Path) ->
 
 def test_it_starts_when_that_is_allowed(config: Path) -> None:
     (config / "deny.yaml").write_text(DENY)
-    process = Serving("--http-port", "0", "--config", str(config), "--allow-unenforced").ready()
+    process = Serving("--config", str(config), "--allow-unenforced").ready()
     assert any("not enforced" in line for line in process.lines)
     assert process.stop() == 0
 
@@ -431,7 +395,7 @@ def test_a_flag_that_cannot_be_is_one_line(config: Path, argv: list[str], words:
 
 
 def test_it_listens_on_ipv6_and_says_so(config: Path) -> None:
-    process = Serving("--http-port", "0", "--config", str(config), "--address", "::1").ready()
+    process = Serving("--config", str(config), "--address", "::1").ready()
     assert any(re.search(r"xDS on \[::1\]:\d+, HTTP on \[::1\]:\d+", x) for x in process.lines)
     assert process.stop() == 0
 

@@ -249,6 +249,137 @@ def test_a_directory_that_cannot_be_listed_keeps_what_it_held(
     assert source.load().errors == ()
 
 
+async def test_a_link_to_nowhere_is_said_and_the_rest_is_followed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "a.yaml").write_text(rule("a"))
+    (config / "link.yaml").symlink_to(tmp_path / "outside" / "b.yaml")
+    source = FileSource([config])
+    (error,) = source.load().errors
+    assert error.message.endswith(f"it links to {tmp_path}/outside/b.yaml, which does not exist")
+    async with following(source) as follower:
+        (config / "a.yaml").write_text(rule("a", "ratings"))
+        await follower.until(lambda s: hosts(s) == {"a": "ratings"})
+        (tmp_path / "outside").mkdir()
+        (tmp_path / "outside" / "b.yaml").write_text(rule("b"))
+        await follower.until(lambda s: hosts(s) == {"a": "ratings", "b": "reviews"})
+        (tmp_path / "outside" / "b.yaml").unlink()
+        lost = await follower.until(lambda s: bool(s.errors))
+        assert hosts(lost)["b"] == "reviews", "the last good version stays in force"
+        (config / "link.yaml").unlink()
+        await follower.until(lambda s: hosts(s) == {"a": "ratings"} and not s.errors)
+    assert "cannot watch" not in caplog.text
+
+
+def test_files_that_may_not_be_looked_at_keep_their_last_good_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A directory that may be listed and not entered (mode r--)."""
+    file = tmp_path / "a.yaml"
+    file.write_text(rule("a"))
+    source = FileSource([tmp_path])
+    source.load()
+
+    def refused(path: str, **_: object) -> object:
+        raise PermissionError(13, "Permission denied", path)
+
+    with monkeypatch.context() as closed:
+        for name in ("stat", "lstat"):
+            whole = getattr(os, name)
+            closed.setattr(
+                os,
+                name,
+                lambda path, whole=whole, **k: (
+                    refused(path) if str(path) == str(file) else whole(path, **k)
+                ),
+            )
+        snapshot = source.load()
+    assert hosts(snapshot) == {"a": "reviews"}
+    assert snapshot.errors[0].message == "cannot be read: Permission denied"
+    assert source.load().errors == ()
+
+
+async def test_a_directory_that_is_filled_anew_is_not_empty_in_between(tmp_path: Path) -> None:
+    """`rm -r config; cp -r new config`, as deployments do."""
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "a.yaml").write_text(rule("a"))
+    source = FileSource([config])
+    source.load()
+    seen: list[Snapshot] = []
+    async with following(source) as follower:
+
+        def wanted(snapshot: Snapshot) -> bool:
+            seen.append(snapshot)
+            return hosts(snapshot) == {"a": "ratings"}
+
+        waiting = asyncio.create_task(follower.until(wanted))
+        await asyncio.sleep(0.3)  # lets the watch begin
+        (config / "a.yaml").unlink()
+        await asyncio.sleep(0.1)  # longer than a directory must be quiet
+        (config / "a.yaml").write_text(rule("a", "ratings"))
+        await waiting
+    assert all(snapshot.resources for snapshot in seen if snapshot is not seen[0])
+
+
+async def test_a_directory_behind_a_link_may_be_exchanged(tmp_path: Path) -> None:
+    """As git-sync does."""
+    for revision, host in (("r1", "reviews"), ("r2", "ratings")):
+        (tmp_path / revision).mkdir()
+        (tmp_path / revision / "a.yaml").write_text(rule("a", host))
+    link = tmp_path / "current"
+    link.symlink_to("r1")
+    source = FileSource([link])
+    source.load()
+    async with following(source) as follower:
+        (tmp_path / "next").symlink_to("r2")
+        os.replace(tmp_path / "next", link)
+        await follower.until(lambda s: hosts(s) == {"a": "ratings"})
+        (tmp_path / "r2" / "a.yaml").write_text(rule("a", "details"))
+        await follower.until(lambda s: hosts(s) == {"a": "details"})
+        assert source._targets() == {str(tmp_path / "r2")}
+
+
+def test_what_is_gone_is_said_in_few_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(50):
+        (tmp_path / f"a{number:02}.yaml").write_text(rule(f"a{number}"))
+    source = FileSource([tmp_path])
+    source.load()
+    caplog.set_level(logging.INFO, "controlplane.sources.files")
+    (tmp_path / "a00.yaml").write_text("")
+    for number in range(1, 50):
+        (tmp_path / f"a{number:02}.yaml").unlink()
+    source.load()
+    removed, emptied = (record.getMessage() for record in caplog.records)
+    assert removed.startswith(f"{tmp_path}/a01.yaml, ")
+    assert removed.endswith("a05.yaml and 44 more: removed")
+    assert emptied.endswith("a00.yaml: holds no resource any more; removed: "
+                            "DestinationRule default/a0")  # fmt: skip
+
+
+async def test_a_directory_that_stays_away_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("controlplane.sources.files.RETRY", 0.01)
+    config = tmp_path / "config"
+    config.mkdir()
+    (config / "a.yaml").write_text(rule("a"))
+    source = FileSource([config])
+    source.load()
+    async with following(source) as follower:
+        config.rename(tmp_path / "elsewhere")
+        await follower.until(lambda s: bool(s.errors))
+        waiting = asyncio.create_task(follower.until(lambda s: not s.errors))
+        await asyncio.sleep(0.3)
+        (tmp_path / "elsewhere").rename(config)
+        await waiting
+    assert caplog.text.count("no such directory") <= 1
+
+
 def test_duplicates_name_both_files(tmp_path: Path) -> None:
     for name, host in (("a.yaml", "reviews"), ("b.yaml", "ratings")):
         (tmp_path / name).write_text(rule("same", host))

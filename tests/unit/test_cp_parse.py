@@ -56,6 +56,11 @@ def test_scalars_as_kubernetes_reads_them(text: str, value: object) -> None:
     assert type(loaded) is type(value)
 
 
+def test_a_document_without_a_kind_is_called_one() -> None:
+    (error,) = parse_text("apiVersion: v1\n", "a.yaml").errors
+    assert str(error) == "a.yaml:1: Error document: kind: is required"
+
+
 def test_documents_are_cut_at_their_markers() -> None:
     text = (
         "# intro\n---\na: 1\n--- # second\nb: |\n  text\n   --- no marker\n"
@@ -86,6 +91,8 @@ def test_anchors_and_merge_keys() -> None:
         ("- a\n", "a.yaml:1: : must be a mapping, not a list"),
         ("just text\n", "must be a mapping, not text"),
         ("kind: Service\nmetadata: {name: x}\n", "apiVersion: is required"),
+        ("kind: List\napiVersion: v1\nitems: {}\n", "a.yaml:3: : items: must be a list, not"),
+        ("kind: List\napiVersion: v1\n", "a.yaml:1: : items: must be a list, not nothing"),
         ("apiVersion: v1\nkind: 5\nmetadata: {name: x}\n", "kind: must be text"),
         ("apiVersion: v1\nkind: Service\nmetadata: {}\n", "a.yaml:3: metadata.name: is required"),
         (
