@@ -14,11 +14,13 @@ from meshsdk.matching.requests import (
     cookies,
     first_query_value,
 )
-from meshsdk.matching.strings import Fraction, StringKind, StringMatch, compile_regex
+from meshsdk.matching.strings import ALWAYS, NEVER, Fraction, StringKind, StringMatch, compile_regex
 from meshsdk.matching.templates import Template
 from meshsdk.matching.values import MetadataMatch, ValueKind, ValueMatch
 
 __all__ = [
+    "ALWAYS",
+    "NEVER",
     "CookieMatch",
     "Fraction",
     "HeaderMatch",

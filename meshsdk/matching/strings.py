@@ -87,3 +87,7 @@ class Fraction:
     def takes(self, value: int) -> bool:
         """Whether a call with this random whole number belongs to the fraction."""
         return value % self.denominator < self.numerator
+
+
+ALWAYS = Fraction(100)
+NEVER = Fraction(0)

@@ -2,224 +2,146 @@
 
 from __future__ import annotations
 
-import enum
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from meshsdk.matching import Fraction, HeaderMatch, PathMatch, QueryMatch
-
-# --- headers ---------------------------------------------------------------------------------
-
-
-class AppendAction(enum.Enum):
-    """Envoy `HeaderValueOption.HeaderAppendAction`."""
-
-    APPEND_OR_ADD = "APPEND_IF_EXISTS_OR_ADD"
-    ADD_IF_ABSENT = "ADD_IF_ABSENT"
-    OVERWRITE_OR_ADD = "OVERWRITE_IF_EXISTS_OR_ADD"
-    OVERWRITE = "OVERWRITE_IF_EXISTS"
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderOption:
-    name: str
-    """Lower case."""
-    value: str
-    action: AppendAction = AppendAction.APPEND_OR_ADD
-    keep_empty: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class HeaderMutations:
-    """Changes of one level (weighted cluster, route, virtual host or route configuration)."""
-
-    request_set: tuple[HeaderOption, ...] = ()
-    request_remove: tuple[str, ...] = ()
-    response_set: tuple[HeaderOption, ...] = ()
-    response_remove: tuple[str, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(
-            self.request_set or self.request_remove or self.response_set or self.response_remove
-        )
-
-
-# --- route -----------------------------------------------------------------------------------
+from meshsdk.matching import (
+    CookieMatch,
+    Fraction,
+    HeaderMatch,
+    MetadataMatch,
+    PathMatch,
+    QueryMatch,
+)
+from meshsdk.model.actions import Action, ForwardAction
+from meshsdk.model.filters import (
+    NO_FILTERS,
+    CorsPolicy,
+    Fault,
+    FilterChain,
+    LocalRateLimit,
+    RequireTls,
+)
+from meshsdk.model.headers import NO_MUTATIONS, HeaderMutations
+from meshsdk.model.index import DomainIndex, RouteIndex
+from meshsdk.model.trees import MatchTree
 
 
 @dataclass(frozen=True, slots=True)
 class RouteMatch:
+    """The conditions of a route; all must hold.
+
+    Attributes:
+        runtime_key: names `fraction`, for tools that choose by it.
+        presented, validated: what is asked of the certificate of whoever calls. A call that an
+            application makes comes without one.
+        impossible: asks for filter state, which no call of this SDK has.
+    """
+
     path: PathMatch
     headers: tuple[HeaderMatch, ...] = ()
     queries: tuple[QueryMatch, ...] = ()
     fraction: Fraction | None = None
     grpc_only: bool = False
+    cookies: tuple[CookieMatch, ...] = ()
+    metadata: tuple[MetadataMatch, ...] = ()
+    presented: bool | None = None
+    validated: bool | None = None
+    impossible: bool = False
+    runtime_key: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class RegexRewrite:
-    pattern: str
-    substitution: str
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedCluster:
-    cluster: str
-    weight: int
-    mutations: HeaderMutations = HeaderMutations()
-    host_rewrite: str | None = None
-    """Where the route itself has none."""
-    fault: Fault | None = None
-    """Stands before those of route, virtual host and filter."""
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """Kept as configured; enforced by the resilience layer."""
-
-    retry_on: tuple[str, ...]
-    num_retries: int = 1
-    per_try_timeout: float | None = None
-    retriable_status_codes: tuple[int, ...] = ()
-    base_interval: float = 0.025
-    max_interval: float = 0.25
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardAction:
-    """Send the call to one of `clusters` (one entry: no draw).
-
-    Attributes:
-        timeout: route timeout for the whole call; None is no timeout (Envoy `timeout: 0s`).
-        max_grpc_timeout: upper limit for the caller's own gRPC deadline
-            (`max_stream_duration.grpc_timeout_header_max`); None is no limit.
-    """
-
-    clusters: tuple[WeightedCluster, ...]
-    timeout: float | None = None
-    max_grpc_timeout: float | None = None
-    retry: RetryPolicy | None = None
-    prefix_rewrite: str | None = None
-    regex_rewrite: RegexRewrite | None = None
-    host_rewrite: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RedirectAction:
-    """Answer with a redirect. Source: Envoy `RedirectAction`."""
-
-    status: int = 301
-    scheme: str | None = None
-    https: bool = False
-    host: str | None = None
-    port: int | None = None
-    path: str | None = None
-    prefix_rewrite: str | None = None
-    regex_rewrite: RegexRewrite | None = None
-    strip_query: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class DirectResponseAction:
-    status: int
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class UnsupportedAction:
-    """A route whose action this SDK does not know: matching it fails the call, never misroutes."""
-
-    problem: str
-
-
-Action = ForwardAction | RedirectAction | DirectResponseAction | UnsupportedAction
-
-
-@dataclass(frozen=True, slots=True)
-class FaultDelay:
-    """`seconds` None: the caller chooses by x-envoy-fault-delay-request."""
-
-    seconds: float | None
-    fraction: Fraction
-
-
-@dataclass(frozen=True, slots=True)
-class FaultAbort:
-    """Neither status given: the caller chooses by x-envoy-fault-abort-request."""
-
-    fraction: Fraction
-    http_status: int | None = None
-    grpc_status: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """Envoy `HTTPFault`: applies to calls whose headers match and, if given, to one cluster."""
-
-    delay: FaultDelay | None = None
-    abort: FaultAbort | None = None
-    headers: tuple[HeaderMatch, ...] = ()
-    upstream_cluster: str = ""
+    @property
+    def unconditional(self) -> bool:
+        """Whether the path alone decides."""
+        return not (
+            self.headers
+            or self.queries
+            or self.fraction is not None
+            or self.grpc_only
+            or self.cookies
+            or self.metadata
+            or self.presented
+            or self.validated
+            or self.impossible
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
+    """One route.
+
+    Attributes:
+        cors: the policies that apply, the most specific one first.
+    """
+
     name: str
     match: RouteMatch
     action: Action
-    mutations: HeaderMutations = HeaderMutations()
+    mutations: HeaderMutations = NO_MUTATIONS
     fault: Fault | None = None
+    cors: tuple[CorsPolicy, ...] = ()
+    local_rate_limit: LocalRateLimit | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class VirtualCluster:
+    """A name for some of the calls of a virtual host, for statistics."""
+
+    name: str
+    headers: tuple[HeaderMatch, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class VirtualHost:
+    """The routes of some domains: in order, or found by a `tree`.
+
+    Attributes:
+        attempt_count, attempt_count_in_response: whether x-envoy-attempt-count is set; enforced by
+            the resilience layer.
+    """
+
     name: str
     domains: tuple[str, ...]
     routes: tuple[Route, ...]
-    mutations: HeaderMutations = HeaderMutations()
+    mutations: HeaderMutations = NO_MUTATIONS
     fault: Fault | None = None
+    tree: MatchTree | None = None
+    require_tls: RequireTls = RequireTls.NONE
+    virtual_clusters: tuple[VirtualCluster, ...] = ()
+    attempt_count: bool = False
+    attempt_count_in_response: bool = False
+    metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    index: RouteIndex = field(init=False, repr=False, compare=False)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "index", RouteIndex(self.routes))
 
-class DomainIndex:
-    """Virtual hosts by domain: exact, then longest `*suffix`, then longest `prefix*`, then `*`.
-
-    Names are compared in lower case; a wildcard stands for at least one character.
-    Source: Envoy `VirtualHost.domains`.
-    """
-
-    __slots__ = ("_any", "_exact", "_prefixes", "_suffixes")
-
-    def __init__(self, hosts: tuple[VirtualHost, ...]) -> None:
-        pairs = [(domain.lower(), host) for host in hosts for domain in host.domains]
-        pairs.reverse()  # of equal domains the first one stays
-        self._any = dict(pairs).get("*")
-        self._exact = {d: h for d, h in pairs if "*" not in d}
-        suffixes = {d[1:]: h for d, h in pairs if d.startswith("*") and d != "*"}
-        prefixes = {d[:-1]: h for d, h in pairs if d.endswith("*") and d != "*"}
-        self._suffixes = sorted(suffixes.items(), key=lambda item: -len(item[0]))
-        self._prefixes = sorted(prefixes.items(), key=lambda item: -len(item[0]))
-
-    def find(self, authority: str) -> VirtualHost | None:
-        name = authority.lower()
-        found = self._exact.get(name)
-        if found is not None:
-            return found
-        for suffix, host in self._suffixes:
-            if len(name) > len(suffix) and name.endswith(suffix):
-                return host
-        for prefix, host in self._prefixes:
-            if len(name) > len(prefix) and name.startswith(prefix):
-                return host
-        return self._any
+    @property
+    def all_routes(self) -> tuple[Route, ...]:
+        """Every route that a call may get here."""
+        return self.routes if self.tree is None else (*self.routes, *self.tree.routes())
 
 
 @dataclass(frozen=True, slots=True)
 class RouteConfiguration:
+    """The virtual hosts of a listener.
+
+    Attributes:
+        ignore_port: virtual hosts are found by the host alone
+            (Envoy `ignore_port_in_host_matching`).
+        host_header: the request header by which virtual hosts are found; empty: the authority.
+        ignore_path_parameters: paths are compared up to their first semicolon.
+    """
+
     name: str
     virtual_hosts: tuple[VirtualHost, ...]
-    mutations: HeaderMutations = HeaderMutations()
+    mutations: HeaderMutations = NO_MUTATIONS
     most_specific_mutations_win: bool = False
     ignore_port: bool = False
-    """Virtual hosts are found by the host alone (Envoy `ignore_port_in_host_matching`)."""
+    host_header: str = ""
+    ignore_path_parameters: bool = False
     _domains: DomainIndex = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -229,20 +151,23 @@ class RouteConfiguration:
         """The virtual host of an authority (`host` or `host:port`), None when none matches."""
         if self.ignore_port:
             host, colon, port = authority.rpartition(":")
-            if colon and port.isdecimal():
+            if colon and port.isdecimal() and (":" not in host or host.endswith("]")):
                 authority = host
-        return self._domains.find(authority)
+        found: VirtualHost | None = self._domains.find(authority)
+        return found
 
     @property
     def cluster_names(self) -> frozenset[str]:
-        """Every cluster that a route of this configuration may choose."""
-        return frozenset(
-            weighted.cluster
+        """Every cluster that a route of this configuration may choose, copies included."""
+        actions = [
+            route.action
             for host in self.virtual_hosts
-            for route in host.routes
+            for route in host.all_routes
             if isinstance(route.action, ForwardAction)
-            for weighted in route.action.clusters
-        )
+        ]
+        chosen = {weighted.cluster for action in actions for weighted in action.clusters}
+        copied = {mirror.cluster for action in actions for mirror in action.mirrors}
+        return frozenset(chosen | copied) - {""}
 
 
 # --- listener --------------------------------------------------------------------------------
@@ -264,3 +189,4 @@ class Listener:
     """Fault of the HTTP filter itself: used where route and virtual host have none."""
     address: str = ""
     """`ip:port` of a server listener, empty for a client listener."""
+    filters: FilterChain = NO_FILTERS

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from meshsdk.model.routes import Fault, Listener, RouteConfiguration
+from meshsdk.formats import CALLER, Caller
+from meshsdk.model.filters import NO_FILTERS, Fault, FilterChain
+from meshsdk.model.routes import Listener, RouteConfiguration
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -19,6 +21,7 @@ class ListenerView:
         absent: why the listener cannot be used (it does not exist, or was rejected before any
             good version came); empty when usable.
         passthrough: calls go out unchanged (mesh off, no control plane).
+        caller: the calling process, of which header values and hash policies may speak.
     """
 
     name: str
@@ -28,6 +31,8 @@ class ListenerView:
     max_stream_duration: float | None = None
     absent: str = ""
     passthrough: bool = False
+    filters: FilterChain = NO_FILTERS
+    caller: Caller = CALLER
 
 
 @dataclass(frozen=True, slots=True, eq=False)
