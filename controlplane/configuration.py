@@ -12,11 +12,11 @@ from controlplane.model.resource import (
     ConfigError,
     Finding,
     Level,
-    Origin,
     Resource,
     ResourceRef,
     unique,
 )
+from controlplane.refusal import SET_FLAG, Refused
 from controlplane.sources.base import Snapshot
 from controlplane.sources.files import FileSource
 from controlplane.sources.writing import Edit
@@ -30,7 +30,7 @@ def overrides(texts: Sequence[str]) -> tuple[Resource, ...]:
     The prefix `meshConfig.` may be left out; values are read as YAML.
 
     Raises:
-        ConfigError: a text is not of this form, or the mesh config has no such field.
+        Refused: a text is not of this form.
     """
     if not texts:
         return ()
@@ -50,7 +50,7 @@ def overrides(texts: Sequence[str]) -> tuple[Resource, ...]:
         "metadata": {"name": "from-command-line", "namespace": "istio-system"},
         "spec": {_MESH_CONFIG: tree},
     }
-    return load_text(yaml.safe_dump(document), "--set")
+    return load_text(yaml.safe_dump(document), SET_FLAG)
 
 
 def _put(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None:
@@ -62,8 +62,8 @@ def _put(tree: dict[str, Any], path: list[str], value: Any, text: str) -> None:
     tree[path[-1]] = value
 
 
-def _wrong(text: str, message: str) -> ConfigError:
-    return ConfigError((Finding(Level.ERROR, "", "--set", f"{text!r}: {message}", "", Origin("")),))
+def _wrong(text: str, message: str) -> Refused:
+    return Refused(f"{SET_FLAG} {text!r}: {message}", usage=True)
 
 
 class Editor:

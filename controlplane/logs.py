@@ -23,7 +23,7 @@ def configure(form: str = "text", level: str = "info") -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # Their own start and stop lines say less than ours.
-    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "watchfiles", "asyncio"):
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access", "watchfiles", "asyncio", "grpc"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import socket
 from typing import NamedTuple
 
+from controlplane.model.hosts import with_port
+
+ADDRESS_FLAG = "--address"
+_EXAMPLES = "give one of this machine, such as 127.0.0.1, ::1 or 0.0.0.0"
 _LISTEN = "0A"
 _TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
@@ -19,15 +24,18 @@ class Owner(NamedTuple):
     command: str
 
 
+class BadAddress(Exception):
+    """An address or port that this process cannot listen on; the text says what to do."""
+
+
 class PortTaken(Exception):
     """A port that is needed is not free; the text says who has it and what to do."""
 
     def __init__(self, host: str, port: int, flag: str) -> None:
         owner = owner_of(port)
         who = f"process {owner.pid} ({owner.command})" if owner else "another process"
-        super().__init__(
-            f"{host}:{port} is taken by {who}: stop it, or choose another port with {flag}"
-        )
+        hint = f"stop it, or choose another port with {flag}"
+        super().__init__(f"{with_port(host, port)} is taken by {who}: {hint}")
         self.port = port
         self.owner = owner
 
@@ -37,18 +45,22 @@ def claim(host: str, port: int, flag: str) -> socket.socket:
 
     Raises:
         PortTaken: somebody listens there.
-        OSError: the address cannot be bound for another reason.
+        BadAddress: the address cannot be bound for another reason.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((host, port))
-    except OSError:
+    except OSError as error:
         bound.close()
-        if port and _listens(host, port, family):
+        if error.errno == errno.EADDRINUSE and port and _listens(host, port, family):
             raise PortTaken(host, port, flag) from None
-        raise
+        if error.errno == errno.EACCES:
+            text = f"{flag} {port}: {error.strerror}: choose a port above 1023"
+        else:
+            text = f"{ADDRESS_FLAG} {host}: {error.strerror}: {_EXAMPLES}"
+        raise BadAddress(text) from None
     return bound
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import json
 import logging
 import os
@@ -21,6 +22,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from controlplane.model.registry import Health
 from controlplane.model.resource import Resource
+from controlplane.model.schema import counted
 from controlplane.registration import (
     RESTART_GRACE,
     GroupKey,
@@ -73,6 +75,7 @@ class Registrar:
         self._groups = groups
         self._changed = changed
         self._file = directory / _FILE if directory else None
+        self._lock: int | None = None
         self._complained: set[str] = set()
         self._told: set[tuple[int, str]] = set()
         self._saved = ""
@@ -172,7 +175,7 @@ class Registrar:
 
     def restore(self) -> None:
         """Takes up the registrations of an earlier life."""
-        if self._file is None:
+        if self._file is None or not self._claim(self._file.parent):
             return
         try:
             if time.time() - self._file.stat().st_mtime > RESTART_GRACE:
@@ -185,7 +188,33 @@ class Registrar:
             log.warning("%s cannot be used, workloads register anew: %s", self._file, error)
             return
         if self.registrations:
-            log.info("%d registrations taken over from %s", len(self.registrations), self._file)
+            many = counted(len(self.registrations), "registration")
+            log.info("%s taken over from %s", many, self._file)
+
+    def _claim(self, directory: pathlib.Path) -> bool:
+        """Makes the directory ours until this process ends; False when it is somebody else's."""
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(directory, os.O_RDONLY)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning(
+                "%s belongs to another control plane that runs: registrations of this one do not "
+                "outlive a restart; name another directory with --state-dir",
+                directory,
+            )
+            self._file = None
+            self.close()
+            return False
+        except OSError:
+            return True  # what cannot be written is said when there is something to write
+        return True
+
+    def close(self) -> None:
+        """Leaves the directory to whoever comes next."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def save(self) -> None:
         """Writes the registrations, atomically and for this user only."""
@@ -198,7 +227,8 @@ class Registrar:
             _write(self._file, text)
             self._saved = text
         except OSError as error:
-            log.warning("registrations will not survive a restart: %s", error)
+            hint = "name a directory that can be written to with --state-dir"
+            log.warning("registrations do not outlive a restart: %s; %s", error, hint)
             self._file = None
 
     def _touch(self) -> None:

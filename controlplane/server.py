@@ -23,7 +23,9 @@ from controlplane.analysis import analyze_world
 from controlplane.configuration import Editor, overrides
 from controlplane.model.hosts import with_port
 from controlplane.model.resource import Finding, Level, Resource
-from controlplane.ports import PortTaken, claim
+from controlplane.model.schema import counted
+from controlplane.ports import BadAddress, PortTaken, claim
+from controlplane.refusal import Refused, check
 from controlplane.registrar import Registrar, groups_of
 from controlplane.registration import GRACE, Registrations
 from controlplane.sources.base import Snapshot
@@ -40,12 +42,7 @@ HTTP_PORT = 15014
 XDS_FLAG = "--xds-port"
 HTTP_FLAG = "--http-port"
 
-_MESH_CONFIG = "spec.meshConfig."
 _LEVELS = {Level.ERROR: logging.ERROR, Level.WARNING: logging.WARNING, Level.INFO: logging.INFO}
-
-
-class Refused(Exception):
-    """The control plane does not start; one readable line per reason."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,7 @@ class Options:
 
 
 async def serve(options: Options, on_ready: Callable[[ControlPlane], None] | None = None) -> None:
-    """Runs the control plane until SIGTERM or SIGINT.
+    """Runs the control plane until SIGTERM, SIGINT or (not under nohup) SIGHUP.
 
     Args:
         options: how.
@@ -88,7 +85,10 @@ async def serve(options: Options, on_ready: Callable[[ControlPlane], None] | Non
     plane = ControlPlane(options)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, stop.set)
     try:
         async with plane.running():
@@ -97,7 +97,7 @@ async def serve(options: Options, on_ready: Callable[[ControlPlane], None] | Non
             await stop.wait()
             log.info("stopping")
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 
@@ -149,55 +149,41 @@ class ControlPlane:
         Raises:
             Refused: it cannot or must not start.
         """
-        self._snapshot = self._source.load()
-        self._registrar.restore()
-        await self._registrar.probe()
-        world = self._build()
-        self._check(world)
-        self.hub.publish(world)
-        self._report(world, analyze_world(world))
-        http = await self._listen()
-        tasks = [
-            asyncio.create_task(self._follow(), name="source"),
-            asyncio.create_task(self._publisher(), name="publisher"),
-            asyncio.create_task(self._analyst(), name="analyst"),
-            asyncio.create_task(self._reaper(), name="reaper"),
-            asyncio.create_task(http.serve(), name="http"),
-        ]
-        self.ready = True
-        log.info(
-            "serving %d services: xDS on %s, HTTP on %s",
-            len(world.services),
-            with_port(self._options.host, self.xds_port),
-            with_port(self._options.host, self.http_port),
-        )
-        try:
-            yield
-        finally:
-            await self._shut_down(http, tasks)
+        with contextlib.closing(self._registrar):
+            self._snapshot = self._source.load()
+            self._registrar.restore()
+            await self._registrar.probe()
+            world = self._build()
+            check(self._snapshot, world, allow_unenforced=self._options.allow_unenforced)
+            self.hub.publish(world)
+            self._report(world, analyze_world(world))
+            http = await self._listen()
+            tasks = [
+                asyncio.create_task(self._follow(), name="source"),
+                asyncio.create_task(self._publisher(), name="publisher"),
+                asyncio.create_task(self._analyst(), name="analyst"),
+                asyncio.create_task(self._reaper(), name="reaper"),
+                asyncio.create_task(http.serve(), name="http"),
+            ]
+            self.ready = True
+            log.info(
+                "serving %s: xDS on %s, HTTP on %s",
+                counted(len(world.services), "service"),
+                with_port(self._options.host, self.xds_port),
+                with_port(self._options.host, self.http_port),
+            )
+            try:
+                yield
+            finally:
+                await self._shut_down(http, tasks)
 
     # --- start and stop ----------------------------------------------------------------------
-
-    def _check(self, world: World) -> None:
-        missing = [f for f in self._snapshot.errors if f.resource == "config"]
-        if missing:
-            raise Refused("\n".join(f"{f.origin}: {f.message}" for f in missing))
-        given = [f for f in world.findings if f.level is Level.ERROR and f.origin.file == "--set"]
-        if given:
-            lines = [f"--set {f.path.removeprefix(_MESH_CONFIG)}: {f.message}" for f in given]
-            raise Refused("\n".join(lines))
-        if world.unenforced and not self._options.allow_unenforced:
-            lines = [str(finding) for finding in world.unenforced]
-            raise Refused(
-                "\n".join(lines) + "\nthese security policies would not be enforced; remove them, "
-                "or start with --allow-unenforced to serve without them"
-            )
 
     async def _listen(self) -> _Http:
         options = self._options
         if options.xds_port == options.http_port != 0:
             both = f"{XDS_FLAG} and {HTTP_FLAG} are both {options.xds_port}"
-            raise Refused(f"{both}: choose two ports")
+            raise Refused(f"{both}: choose two ports", usage=True)
         try:
             # gRPC takes no socket of ours: look first, so that the owner can be named.
             claim(options.host, options.xds_port, XDS_FLAG).close()
@@ -205,6 +191,8 @@ class ControlPlane:
             # Whoever comes before the application runs waits, and is not refused.
             web.listen(128)
             self.xds_port = await self._xds.start(with_port(options.host, options.xds_port))
+        except BadAddress as error:
+            raise Refused(str(error), usage=True) from None
         except PortTaken as error:
             raise Refused(str(error)) from None
         except (OSError, RuntimeError) as error:

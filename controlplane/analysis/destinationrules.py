@@ -78,8 +78,8 @@ def _subsets(world: World, resource: Resource, services: list[Service]) -> Itera
                 continue
             wanted = ", ".join(f"{key}={value}" for key, value in subset.labels.items())
             message = (
-                f"subset {subset.name!r} ({wanted}) selects none of the {len(endpoints)} endpoints"
-                f" of {service.hostname}: calls to it get 503{_seen(endpoints, subset.labels)}"
+                f"subset {subset.name!r} ({wanted}) selects no endpoint of {service.hostname}"
+                f" (it has {len(endpoints)}): calls to it get 503{_seen(endpoints, subset.labels)}"
             )
             path = f"spec.subsets[{index}].labels"
             yield resource.finding(Level.WARNING, "MSH0131", message, path)
@@ -107,7 +107,7 @@ def _ejection(
     if len(endpoints) >= needed:
         return
     given = "" if outlier.max_ejection_percent else " (the default)"
-    now = f"; there are {len(endpoints)} now" if endpoints else ""
+    now = f"; now it is {len(endpoints)}" if endpoints else ""
     message = (
         f"maxEjectionPercent {percent}{given} ejects nobody among fewer than {needed} hosts{now}"
     )

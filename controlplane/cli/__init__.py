@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
+from typer.exceptions import TyperException
 
 from controlplane.cli.live import register as register_live
 from controlplane.cli.look import register as register_look
@@ -20,7 +21,6 @@ from controlplane.cli.validate import register as register_validate
 from controlplane.world import ConfigError
 
 USAGE, DATA = 64, 65
-_USAGE_OF_TYPER = 2
 
 app = typer.Typer(
     name="meshctl",
@@ -47,9 +47,13 @@ def run(argv: Sequence[str] | None = None) -> int:
         argv: the words after the program's name; None takes those of this process.
     """
     try:
-        app(argv, prog_name="meshctl")
+        code = app(argv, prog_name="meshctl", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except TyperException as error:
+        _complain_of_usage(error)
+        return USAGE
     except SystemExit as end:
-        return USAGE if end.code == _USAGE_OF_TYPER else int(end.code or 0)
+        return int(end.code or 0)
     except ConfigError as error:
         for finding in error.findings:
             complain(str(finding))
@@ -61,3 +65,14 @@ def run(argv: Sequence[str] | None = None) -> int:
         # Whoever read our output has seen enough; Python must not complain about it at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _complain_of_usage(error: TyperException) -> None:
+    """One line instead of typer's box; nothing when it has shown the help already."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "meshctl"
+    said = getattr(error, "format_message", error.__str__)()
+    words = " ".join(said.replace("Value error, ", "").split()).rstrip(".")
+    complain(f"{command}: {words}; see: {command} --help")

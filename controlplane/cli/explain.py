@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from controlplane.model.schema import counted
 from meshsdk import routing
 from meshsdk.matching import HeaderMatch, QueryMatch, StringMatch, first_query_value
 from meshsdk.model import (
@@ -159,7 +160,8 @@ def _forward(
         elif cluster.passthrough:
             why.append(_passed(entry.cluster))
         else:
-            why.append(f"cluster {entry.cluster}: {len(cluster.endpoints)} usable endpoints")
+            many = counted(len(cluster.endpoints), "usable endpoint")
+            why.append(f"cluster {entry.cluster}: {many}")
     path = routing.rewrite_path(
         request.target, route.match.path, action.prefix_rewrite, action.regex_rewrite
     )

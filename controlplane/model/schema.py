@@ -191,6 +191,11 @@ def _wrong_type(value: Any, wanted: Any) -> str:
     return f"must be {names}, not {got}"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 service`, `2 services`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
 def type_name(value: Any) -> str:
     """What a value is, in words."""
     if isinstance(value, bool):

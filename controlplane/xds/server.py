@@ -94,7 +94,7 @@ class XdsServer:
         return port
 
     async def stop(self, grace: float = 1.0) -> None:
-        """Ends every stream with OK and stops; clients keep what they have."""
+        """Ends every stream with UNAVAILABLE and stops; clients keep what they have."""
         self._stopping.set()
         for client in list(self.hub.clients):
             client.wake.set()
@@ -112,6 +112,10 @@ class XdsServer:
             await self._write(client, reader, context)
             if reader.done() and isinstance(error := reader.exception(), _Malformed):
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            if not reader.done():
+                reader.cancel()
+                await asyncio.wait({reader})
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the control plane is stopping")
         except grpc.aio.InternalError:
             pass  # the client went away while it was written to
         finally:

@@ -379,7 +379,10 @@ def test_a_wrong_set_says_what_would_be_right(config: Path, value: str, words: s
     ("argv", "words"),
     [
         (["--xds-port", "{port}", "--http-port", "{port}"], "are both {port}: choose two ports"),
-        (["--address", "no.such.host.invalid", "--http-port", "0"], "cannot listen on no.such"),
+        (
+            ["--address", "no.such.host.invalid", "--http-port", "0"],
+            "--address no.such.host.invalid: ",
+        ),
         (["--domain", "not a domain"], "--domain not a domain: "),
     ],
 )

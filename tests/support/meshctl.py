@@ -57,3 +57,10 @@ class Serving:
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(10)
+
+    def rest(self) -> str:
+        """All that it says until its end."""
+        assert self.process.stderr is not None
+        text = self._rest + self.process.stderr.read()
+        self.lines += text.decode().splitlines()
+        return text.decode()

@@ -253,7 +253,7 @@ def test_rules_that_no_namespace_sees_together_do_not_conflict() -> None:
             "host: reviews\nsubsets: [{name: v3, labels: {version: v3}}]",
             "default",
             "MSH0131",
-            "selects none of the 1 endpoints of reviews.default.svc.cluster.local:"
+            "selects no endpoint of reviews.default.svc.cluster.local (it has 1):"
             " calls to it get 503; there version is v1",
         ),
         (
@@ -267,7 +267,7 @@ def test_rules_that_no_namespace_sees_together_do_not_conflict() -> None:
             "default",
             "MSH0133",
             "maxEjectionPercent 10 (the default) ejects nobody among fewer than 10 hosts;"
-            " there are 1 now",
+            " now it is 1",
         ),
         (
             "host: reviews.default.svc.cluster.local\n"
