@@ -12,6 +12,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from meshsdk.errors import NoHealthyUpstream
 from meshsdk.model import Assignment, Balancing, Cluster, ClusterKind, Endpoint
@@ -90,13 +91,27 @@ class ClusterPool:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._states: dict[str, dict[str, EndpointState]] = {}
-        self._views: dict[str, tuple[Cluster, Assignment | None, ClusterView]] = {}
+        self._views: dict[str, tuple[Any, ClusterView]] = {}
 
-    def view(self, cluster: Cluster, assignment: Assignment | None) -> ClusterView:
-        """The view for this configuration; the same object while nothing changed."""
+    def view(
+        self,
+        cluster: Cluster,
+        assignment: Assignment | None,
+        members: tuple[ClusterView, ...] = (),
+    ) -> ClusterView:
+        """The view for this configuration; the same object while nothing changed.
+
+        Args:
+            members: of an AGGREGATE, the views that it is made of in the order of priority.
+        """
+        made_of = cluster, assignment, members
         known = self._views.get(cluster.key)
-        if known and known[0] == cluster and known[1] == assignment:
-            return known[2]
+        if known and known[0] == made_of:
+            return known[1]
+        if cluster.kind is ClusterKind.AGGREGATE:
+            view = _aggregate(cluster, members)
+            self._views[cluster.key] = made_of, view
+            return view
         usable = _usable(assignment if assignment is not None else cluster.assignment)
         old = self._states.get(cluster.key, {})
         states: dict[str, EndpointState] = {}
@@ -105,9 +120,9 @@ class ClusterPool:
             state.endpoint, state.cluster = endpoint, cluster
             states[endpoint.target] = state
         self._states[cluster.key] = states
-        members = tuple(states.values())
-        view = ClusterView(cluster, members, _picker(cluster, members, self._random()))
-        self._views[cluster.key] = (cluster, assignment, view)
+        used = tuple(states.values())
+        view = ClusterView(cluster, used, _picker(cluster, used, self._random()))
+        self._views[cluster.key] = made_of, view
         return view
 
     def retain(self, keys: Iterable[str]) -> None:
@@ -116,6 +131,14 @@ class ClusterPool:
         for name in self._views.keys() - keep:
             del self._views[name]
             self._states.pop(name, None)
+
+
+def _aggregate(cluster: Cluster, members: tuple[ClusterView, ...]) -> ClusterView:
+    """The first member that has a usable endpoint, by its own policy."""
+    for member in members:
+        if member.endpoints:
+            return ClusterView(cluster, member.endpoints, member.choose)
+    return ClusterView(cluster, (), _nothing(cluster.name))
 
 
 def _usable(assignment: Assignment | None) -> list[Endpoint]:

@@ -31,6 +31,7 @@ from meshsdk.model import ListenerView, Locality, Snapshot
 from meshsdk.registration import Registration, ServedPort, WorkloadHealth, checked, health_of, merge
 from meshsdk.waiting import Waiters
 from meshsdk.xds.client import XdsClient
+from meshsdk.xds.lookup import Resolve, system_resolve
 from meshsdk.xds.naming import ByName
 
 _log = logging.getLogger("meshsdk.mesh")
@@ -43,8 +44,8 @@ _EXIT_SECONDS = 0.25
 class Mesh(Adapters):
     """The mesh that this process belongs to.
 
-    Every argument has an environment variable `MESHSDK_<NAME>`; the argument wins. Nothing is
-    connected or started before the first use.
+    Every argument but `resolve` has an environment variable `MESHSDK_<NAME>`; the argument wins.
+    Nothing is connected or started before the first use.
 
     Args:
         bootstrap: a gRPC xDS bootstrap: mapping, JSON text, or path of a file.
@@ -64,6 +65,9 @@ class Mesh(Adapters):
         ready_timeout: seconds that a caller without a time limit waits for configuration.
         reconnect_max: upper limit of the reconnect back-off in seconds.
         max_listeners: how many host names are subscribed to at most.
+        resolve: looks up the host names of clusters, in threads of the mesh, in place of this
+            machine's resolver: (host, family) → IP addresses, TTL in seconds or None; no address
+            for a name that does not exist, OSError when the lookup failed.
 
     Raises:
         ConfigurationError: an argument, a variable or the bootstrap is wrong; says which.
@@ -90,10 +94,12 @@ class Mesh(Adapters):
         ready_timeout: float | None = None,
         reconnect_max: float | None = None,
         max_listeners: int | None = None,
+        resolve: Resolve = system_resolve,
     ) -> None:
-        arguments = {name: value for name, value in locals().items() if name != "self"}
+        arguments = {k: v for k, v in locals().items() if k not in ("self", "resolve")}
         self.settings = _settings.load(arguments)
         self.naming = self._naming()
+        self._resolve = resolve
         self.snapshot = self._first_snapshot()
         self._waiters = Waiters()
         self._lock = threading.Lock()
@@ -232,7 +238,7 @@ class Mesh(Adapters):
 
     def _make_client(self) -> XdsClient:
         publish = weakref.WeakMethod(self._publish)
-        client = XdsClient(self.settings, self.naming, publish, self.snapshot)
+        client = XdsClient(self.settings, self.naming, publish, self.snapshot, self._resolve)
         self._finalizer = weakref.finalize(self, client.abort)
         self._finalizer.atexit = False
         return client

@@ -79,8 +79,9 @@ class UpstreamTls:
     """TLS towards the endpoints of a cluster. Source: Envoy `UpstreamTlsContext`.
 
     Attributes:
-        sni: server name to send; empty: none, or the host of the call with `sni_of_host`.
-        sni_of_host: the server name is the host that the call names (`auto_host_sni`, `auto_sni`).
+        sni: server name to send; empty for none.
+        sni_of_endpoint: the host name of the endpoint stands before that (`auto_host_sni`).
+        sni_of_host: the host that the call names stands before both (`auto_sni`).
         roots: the authorities that are trusted; None: the certificate is not verified.
         names: the certificate has to bear one of these; empty: any name will do.
         verify_sni: the certificate has to bear the server name that was sent.
@@ -90,6 +91,7 @@ class UpstreamTls:
     """
 
     sni: str = ""
+    sni_of_endpoint: bool = False
     sni_of_host: bool = False
     roots: Pem | None = None
     names: tuple[PeerName, ...] = ()
@@ -99,6 +101,20 @@ class UpstreamTls:
     min_version: str = ""
     max_version: str = ""
     alpn: tuple[str, ...] = ()
+
+    def server_name(self, host: str, endpoint: str) -> str:
+        """The server name to send, empty for none.
+
+        Args:
+            host: that the call names, without port. endpoint: host name of the endpoint, if known.
+        """
+        if self.sni_of_host and host and not _is_address(host):
+            return host
+        return (self.sni_of_endpoint and endpoint) or self.sni
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
 
 
 @dataclass(frozen=True, slots=True)

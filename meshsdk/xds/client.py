@@ -21,6 +21,7 @@ from meshsdk.fork import unforked
 from meshsdk.model import Snapshot
 from meshsdk.registration import Workload
 from meshsdk.settings import Settings
+from meshsdk.xds.lookup import Resolve, system_resolve
 from meshsdk.xds.naming import Naming
 from meshsdk.xds.store import Saved
 
@@ -106,6 +107,7 @@ class XdsClient:
     publish: weak reference to the function that puts a snapshot in force; when its owner
         is gone the thread ends.
     snapshot: what is in force now. The attribute is what was published last.
+    resolve: looks up host names, in threads of its own.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class XdsClient:
         naming: Naming,
         publish: Callable[[], Callable[[XdsClient, Snapshot], None] | None],
         snapshot: Snapshot,
+        resolve: Resolve = system_resolve,
     ) -> None:
         assert settings.bootstrap is not None
         bootstrap = settings.bootstrap
@@ -128,6 +131,7 @@ class XdsClient:
             hopeless_at=time.monotonic() + UNCONFIGURED_SECONDS if unsure else None,
         )
         self.snapshot = snapshot
+        self.resolve = resolve
         self._publish = publish
         self._probe_delay = _PROBE_AGAIN[0]
         self._inherited: Saved | None = None

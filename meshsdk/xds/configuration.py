@@ -22,6 +22,7 @@ from meshsdk.model import (
     Snapshot,
 )
 from meshsdk.xds.decode import DECODERS
+from meshsdk.xds.dns import DNS, Answer, Name, Names
 from meshsdk.xds.interest import Interest
 from meshsdk.xds.naming import Naming
 from meshsdk.xds.resolve import Resolution, Resolver
@@ -42,7 +43,8 @@ class Configuration:
     def __init__(self, node: Any, naming: Naming, max_listeners: int, snapshot: Snapshot) -> None:
         self.machine = AdsMachine(node, DECODERS)
         self._pool = ClusterPool(random.random)
-        self._resolver = Resolver(self.machine.resource, naming, self._pool.view, node.id)
+        self._names = Names(random.random)
+        self._resolver = Resolver(self._lookup, naming, self._pool.view, node.id)
         self._interest = Interest(max_listeners)
         self._servers: frozenset[str] = frozenset()
         self._listeners: Mapping[str, ListenerView] = {}
@@ -84,6 +86,13 @@ class Configuration:
         """Time has passed."""
         changed = self.machine.tick(now)
         return self._apply(self._resolver.update(changed), now) if changed else []
+
+    def answered(self, answer: Answer, now: float) -> list[Any]:
+        """A host name was looked up."""
+        warning = self._names.answered(answer, now)
+        if warning:
+            _log.warning("%s", warning)
+        return self._apply(self._resolver.update([(DNS, answer.name)]), now)
 
     def restore(self, saved: Saved, now: float) -> list[Any]:
         """Take in what was saved, for all that the control plane has not spoken of."""
@@ -165,7 +174,20 @@ class Configuration:
         """The wanted names by type."""
         return {kind: self.machine.subscribed(kind) for kind in DECODERS}
 
+    def due(self, now: float) -> list[Name]:
+        """The host names to look up now; each is to be `answered`."""
+        return self._names.due(now)
+
+    @property
+    def deadline(self) -> float | None:
+        """When `tick` or `due` has something to do."""
+        timers = self.machine.deadline(), self._names.deadline
+        return min((timer for timer in timers if timer is not None), default=None)
+
     # --- inside ---------------------------------------------------------------------------------
+
+    def _lookup(self, url: str, name: Any) -> Any:
+        return self._names.get(name) if url == DNS else self.machine.resource(url, name)
 
     def _want(self, now: float) -> list[Any]:
         hidden = self._interest.hidden
@@ -180,6 +202,8 @@ class Configuration:
             requests += self.machine.subscribe(kind, names, now)
         for warning in resolution.warnings:
             _log.warning("%s", warning)
+        if resolution.names is not None:
+            self._names.want(resolution.names, now)
         if resolution.clusters is not None:
             self._pool.retain(resolution.clusters)
         if resolution.changed:

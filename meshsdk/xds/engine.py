@@ -20,6 +20,8 @@ from meshsdk.registration import Workload
 from meshsdk.xds.backoff import Backoff
 from meshsdk.xds.client import BYPASS, UNCONFIGURED_SECONDS, Close, Serve, Want, warn_of_bypass
 from meshsdk.xds.configuration import Configuration
+from meshsdk.xds.dns import Answer
+from meshsdk.xds.lookup import Lookups
 from meshsdk.xds.node import HEALTH_INFORMATION, health_request, node_message
 from meshsdk.xds.store import Saved, saver_of
 from meshsdk.xds.transport import AdsStream, Connected, Ended, Received
@@ -54,6 +56,7 @@ class Engine:
         self._configuration = Configuration(
             node_message(settings, None), client.naming, settings.max_listeners, client.snapshot
         )
+        self._lookups = Lookups(client.resolve, client.inbox.put)
         self._saver = saver_of(settings)
         self._backoff = Backoff(settings.reconnect_max, random.random)
         self._keepalive = _KEEPALIVE_SECONDS
@@ -162,7 +165,7 @@ class Engine:
     def _next_timer(self) -> float:
         timers = [self._restore_at, self._bypass_at, self._reconnect_at, self._confirm_at]
         timers.append(self._forks.until)
-        timers.append(self._configuration.machine.deadline() or _NEVER)
+        timers.append(self._configuration.deadline or _NEVER)
         if self._saver is not None:
             timers.append(self._saver.due or _NEVER)
         return min(timers)
@@ -186,6 +189,8 @@ class Engine:
                 self._stream_over(event.reason, now)
             case Connected() if event.stream is self._stream:
                 self._now_connected(answered=False)
+            case Answer():
+                self._send(self._configuration.answered(event, now))
             case Serve():
                 self._serve(event, now)
             case Close():
@@ -206,6 +211,7 @@ class Engine:
         if self._saver is not None:
             self._saver.run(now, self._configuration)
         self._send(self._configuration.tick(now))
+        self._lookups.start(self._configuration.due(now))
 
     # --- the stream -----------------------------------------------------------------------------
 
@@ -377,6 +383,7 @@ class Engine:
 
     def _end(self, patience: float) -> None:
         self._forks.let_go()
+        self._lookups.close()
         stream = self._stream
         if stream is not None and patience > 0 and self._told_workload:
             self._take_leave(stream, patience)
@@ -385,23 +392,16 @@ class Engine:
         if self._saver is not None:
             self._saver.flush(self._configuration)
         for event in self._drained():
-            if isinstance(event, Serve):
-                event.sent.set()
+            self._refuse(event)
 
     def _take_leave(self, stream: AdsStream, patience: float) -> None:
         """Deregister, and let the control plane read that before the connection is gone."""
         if self._workload is not None:
             self._workload = None
             stream.send(self._health())
-        stream.finish()
-        end = time.monotonic() + patience
-        with contextlib.suppress(queue.Empty):
-            while True:
-                event = self._client.inbox.get(timeout=max(0.0, end - time.monotonic()))
-                match event:
-                    case Received():
-                        event.stream.resume()
-                    case Serve():
-                        event.sent.set()
-                    case Ended():
-                        return
+        stream.read_out(self._client.inbox, patience, self._refuse)
+
+    def _refuse(self, event: Any) -> None:
+        """Nothing is registered any more; whoever waits for it need not."""
+        if isinstance(event, Serve):
+            event.sent.set()

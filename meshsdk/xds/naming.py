@@ -12,6 +12,9 @@ from typing import Protocol
 
 from meshsdk.model import Listener
 
+PASSTHROUGH_CLUSTER = "PassthroughCluster"
+"""Istio's name of the cluster for hosts outside the registry: calls to it go out unchanged."""
+
 
 class Naming(Protocol):
     """Maps what a caller says to resource names. Pure; any thread may ask."""

@@ -8,33 +8,24 @@ After each of the two the driver passes `result.subscriptions` to `machine.subsc
 type, and where `result.changed` publishes `result.listeners` and `result.server_listeners`.
 
 A view is published only when every cluster that its routes name has arrived: it is there with its
-endpoints, or it is known not to exist. Until then the listener keeps its previous view, and what
+endpoints, or it is known not to exist. Endpoints come from EDS, from the cluster itself, or by
+resolving host names (`dns`); those of some kinds depend on the host that the view is for. Until
+then the listener keeps its previous view, and what
 that view uses stays subscribed and is kept up to date (make before break). The work of an update
-is proportional to what changed: four indexes lead from a resource to what is made of it.
+is proportional to what changed: indexes lead from a resource to what is made of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from meshsdk.model import (
-    Assignment,
-    Cluster,
-    ClusterKind,
-    Listener,
-    ListenerView,
-    RouteConfiguration,
-)
-from meshsdk.xds.naming import Naming
-from meshsdk.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, ResourceState
-
-Lookup = Callable[[str, str], ResourceState | None]
-"""(type_url, name) → what the cache knows: `AdsMachine.resource`."""
-
-MakeClusterView = Callable[[Cluster, Assignment | None], Any]
-"""`balancing.ClusterPool.view`."""
+from meshsdk.model import Listener, ListenerView, RouteConfiguration
+from meshsdk.xds.clusters import Clusters, Index, Lookup, MakeClusterView
+from meshsdk.xds.dns import DNS, Name
+from meshsdk.xds.naming import Naming, split_authority
+from meshsdk.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +38,9 @@ class Resolution:
         listeners: the views by name, all of them; unchanged ones are the identical object.
         server_listeners: server listeners by name.
         changed: whether `listeners` or `server_listeners` differ from the previous result.
-        clusters: names of all clusters in use, when that set shrank (for `ClusterPool.retain`);
+        clusters: keys of all clusters in use, when that set shrank (for `ClusterPool.retain`);
             else None.
+        names: the host names to resolve, all of them, when that set changed; else None.
         warnings: one line each, for the log.
     """
 
@@ -57,10 +49,11 @@ class Resolution:
     server_listeners: Mapping[str, Listener]
     changed: bool
     clusters: frozenset[str] | None = None
+    names: frozenset[Name] | None = None
     warnings: tuple[str, ...] = ()
 
 
-_NONE: frozenset[str] = frozenset()
+_NONE: frozenset[Any] = frozenset()
 
 
 class _View:
@@ -70,7 +63,10 @@ class _View:
     __slots__ = (
         "clusters",
         "complaint",
+        "host",
         "name",
+        "places",
+        "port",
         "published",
         "resource",
         "route",
@@ -86,48 +82,10 @@ class _View:
         self.used_clusters: frozenset[str] = _NONE
         self.route: frozenset[str] = _NONE
         self.clusters: frozenset[str] = _NONE
+        self.places: frozenset[Name] = _NONE
         self.complaint = ""
-
-
-class _Cluster:
-    """One cluster: configuration and endpoints that are in use, None while or where missing."""
-
-    __slots__ = ("arrived", "assignment", "cluster", "endpoints", "view")
-
-    def __init__(self) -> None:
-        self.arrived = False
-        self.cluster: Cluster | None = None
-        self.assignment: Assignment | None = None
-        self.view: Any = None
-        self.endpoints: frozenset[str] = frozenset()
-
-
-class _Index:
-    """Which users need a resource: the keys are what to subscribe to."""
-
-    __slots__ = ("changed", "shrunk", "users")
-
-    def __init__(self) -> None:
-        self.users: dict[str, set[str]] = {}
-        self.changed = False
-        self.shrunk = False
-
-    def move(self, user: str, old: frozenset[str], new: frozenset[str]) -> None:
-        """The user needed `old` and needs `new` now."""
-        for name in new - old:
-            if name not in self.users:
-                self.users[name] = set()
-                self.changed = True
-            self.users[name].add(user)
-        for name in old - new:
-            users = self.users[name]
-            users.discard(user)
-            if not users:
-                del self.users[name]
-                self.changed = self.shrunk = True
-
-    def of(self, name: str) -> Collection[str]:
-        return self.users.get(name, ())
+        self.host, port = split_authority(name)
+        self.port = port or 0
 
 
 class Resolver:
@@ -145,13 +103,11 @@ class Resolver:
     ) -> None:
         self._lookup = lookup
         self._naming = naming
-        self._make = make_cluster_view
         self._node_id = node_id
         self._views: dict[str, _View] = {}
         self._servers: frozenset[str] = _NONE
-        self._clusters: dict[str, _Cluster] = {}
-        # LDS, RDS, CDS name → views; EDS name → clusters.
-        self._index = {url: _Index() for url in (LISTENER, ROUTE, CLUSTER, ENDPOINT)}
+        self._clusters = Clusters(lookup, make_cluster_view)
+        self._index = {LISTENER: Index(), ROUTE: Index()}  # name → views
         self._listeners: Mapping[str, ListenerView] = {}
         self._server_listeners: Mapping[str, Listener] = {}
         self._dirty = False
@@ -174,64 +130,25 @@ class Resolver:
         self._refresh_servers()
         return self._result()
 
-    def update(self, changed: Collection[tuple[str, str]]) -> Resolution:
-        """Take in what changed in the cache: (type_url, name) pairs."""
+    def update(self, changed: Collection[tuple[str, Any]]) -> Resolution:
+        """Take in what changed in the cache: (type_url, name) pairs, (`DNS`, `Name`) too."""
         views: set[str] = set()
         clusters: set[str] = set()
         for url, name in changed:
-            if url == ENDPOINT:
-                clusters.update(self._index[url].of(name))
-            elif url == CLUSTER and name in self._clusters:
-                clusters.add(name)
-            elif url != CLUSTER:
+            if url in self._index:
                 views.update(self._index[url].of(name))
+            else:
+                clusters.update(self._clusters.update(url, name))
+                views.update(self._clusters.places.of(name))
         for name in clusters:
-            if self._refresh_cluster(name, self._clusters[name]):
-                views.update(self._index[CLUSTER].of(name))
+            if self._clusters.refresh(name):
+                views.update(self._clusters.users.of(name))
         if _SERVER in views:
             views.discard(_SERVER)
             self._refresh_servers()
         for name in sorted(views):
             self._refresh_view(self._views[name])
         return self._result()
-
-    # --- clusters ------------------------------------------------------------------------------
-
-    def _refresh_cluster(self, name: str, node: _Cluster) -> bool:
-        """Bring a cluster up to date with the cache; whether what calls see of it changed."""
-        arrived, view = node.arrived, node.view
-        state = self._lookup(CLUSTER, name)
-        if state is not None and state.arrived:
-            self._take_cluster(name, node, state.value)
-        return node.arrived is not arrived or node.view is not view
-
-    def _take_cluster(self, name: str, node: _Cluster, newest: Cluster | None) -> None:
-        if newest is None:
-            self._need_endpoints(name, node, _NONE)
-            node.arrived, node.cluster, node.assignment, node.view = True, None, None, None
-            return
-        needed = _endpoints_of(newest)
-        ready = all(self._arrived(ENDPOINT, resource) for resource in needed)
-        in_use = newest if ready or node.cluster is None else node.cluster
-        # A cluster that changed over to other endpoints goes on with the old ones until the new
-        # ones are there, as a warming cluster in Envoy.
-        self._need_endpoints(name, node, needed | _endpoints_of(in_use))
-        if not ready and node.cluster is None:
-            node.arrived = False  # it may have been known not to exist
-            return
-        states = [self._lookup(ENDPOINT, resource) for resource in _endpoints_of(in_use)]
-        assignment: Assignment | None = next((s.value for s in states if s is not None), None)
-        if node.view is None or in_use is not node.cluster or assignment is not node.assignment:
-            node.view = self._make(in_use, assignment)
-        node.arrived, node.cluster, node.assignment = True, in_use, assignment
-
-    def _need_endpoints(self, name: str, node: _Cluster, names: frozenset[str]) -> None:
-        self._index[ENDPOINT].move(name, node.endpoints, names)
-        node.endpoints = names
-
-    def _arrived(self, url: str, name: str) -> bool:
-        state = self._lookup(url, name)
-        return state is not None and state.arrived
 
     # --- views ---------------------------------------------------------------------------------
 
@@ -271,14 +188,12 @@ class Resolver:
         self, view: _View, listener: Listener, config: RouteConfiguration, route: frozenset[str]
     ) -> None:
         """Publish the view of these routes if all is there, else prepare for it."""
-        wanted = config.cluster_names
-        self._need(view, view.used_route | route, view.used_clusters | wanted)
-        found = {name: self._clusters[name] for name in sorted(wanted)}
-        if not all(node.arrived for node in found.values()):
+        wanted = self._reach(view, view.used_route | route, config.cluster_names)
+        if not all(self._clusters.arrived(name, view.host) for name in wanted):
             self._renew(view)
             return
         self._need(view, route, wanted)
-        clusters = {name: node.view for name, node in found.items() if node.view is not None}
+        clusters = self._clusters.views(wanted, view.host, view.port)
         new = ListenerView(
             view.name, config, clusters, listener.fault, listener.max_stream_duration
         )
@@ -299,10 +214,8 @@ class Resolver:
         known = view.published
         if known is None:
             return
-        clusters = dict(known.clusters)
-        for name in view.used_clusters:
-            if self._clusters[name].view is not None:
-                clusters[name] = self._clusters[name].view
+        newest = self._clusters.views(view.used_clusters, view.host, view.port)
+        clusters = {**known.clusters, **newest}
         if clusters != known.clusters:
             new = replace(known, clusters=clusters)
             self._publish(view, new, view.used_route, view.used_clusters)
@@ -324,15 +237,22 @@ class Resolver:
     def _need(self, view: _View, route: frozenset[str], clusters: frozenset[str]) -> None:
         """Set what a view uses or prepares to use; forget what nobody uses any more."""
         self._index[ROUTE].move(view.name, view.route, route)
-        self._index[CLUSTER].move(view.name, view.clusters, clusters)
-        for name in clusters - view.clusters:
-            if name not in self._clusters:
-                node = self._clusters[name] = _Cluster()
-                self._refresh_cluster(name, node)
-        for name in view.clusters - clusters:
-            if name not in self._index[CLUSTER].users:
-                self._need_endpoints(name, self._clusters.pop(name), _NONE)
+        self._clusters.need(view.name, view.clusters, clusters)
         view.route, view.clusters = route, clusters
+        named = (self._clusters.place(name, view.host) for name in clusters)
+        places = frozenset(name for name in named if name is not None)
+        if places != view.places:
+            self._clusters.places.move(view.name, view.places, places)
+            view.places = places
+
+    def _reach(self, view: _View, route: frozenset[str], wanted: frozenset[str]) -> frozenset[str]:
+        """Need these clusters with all that they are made of; returns them all."""
+        while True:
+            self._need(view, route, view.used_clusters | wanted)
+            complete = self._clusters.with_members(wanted)
+            if complete == wanted:
+                return wanted
+            wanted = complete
 
     def _refresh_servers(self) -> None:
         states = {name: self._lookup(LISTENER, name) for name in self._servers}
@@ -357,32 +277,37 @@ class Resolver:
         self._warnings.append(f"{text} (node ID: {self._node_id})")
 
     def _result(self) -> Resolution:
+        clusters = self._clusters
         subscriptions = {}
-        shrunk = self._index[CLUSTER].shrunk
-        for url, index in self._index.items():
-            if index.changed:
+        shrunk = False
+        eds, dns = clusters.sources[ENDPOINT], clusters.sources[DNS]
+        for url, index in {**self._index, CLUSTER: clusters.users, ENDPOINT: eds}.items():
+            changed, gone = index.taken()
+            if changed:
                 subscriptions[url] = frozenset(index.users)
-            index.changed = index.shrunk = False
+            shrunk = shrunk or (gone and url == CLUSTER)
+        changes = dns.taken(), clusters.places.taken()
+        names = None
+        if any(changed for changed, _ in changes):
+            names = frozenset(dns.users).union(clusters.places.users)
         dirty, self._dirty = self._dirty, False
         if dirty:
             views = self._views.values()
             self._listeners = {v.name: v.published for v in views if v.published is not None}
         warnings, self._warnings = tuple(self._warnings), []
-        clusters = frozenset(self._clusters) if shrunk else None
         return Resolution(
-            subscriptions, self._listeners, self._server_listeners, dirty, clusters, warnings
+            subscriptions,
+            self._listeners,
+            self._server_listeners,
+            dirty,
+            clusters.keys(self._listeners.values()) if shrunk or changes[1][1] else None,
+            names,
+            warnings,
         )
 
 
 _SERVER = ""
 """The user of the LDS index that stands for all server listeners; no view has an empty name."""
-
-
-def _endpoints_of(cluster: Cluster) -> frozenset[str]:
-    """The EDS resource of a cluster."""
-    if cluster.kind is not ClusterKind.EDS:
-        return _NONE
-    return frozenset({cluster.eds_name or cluster.name})
 
 
 def _same(one: ListenerView, other: ListenerView) -> bool:

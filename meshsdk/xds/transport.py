@@ -12,8 +12,10 @@ import contextlib
 import inspect
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 import grpc._channel  # grpc would import it at the first channel; see meshsdk.fork.unforked
@@ -112,6 +114,26 @@ class AdsStream:
     def finish(self) -> None:
         """No more requests; the control plane may end the stream in peace."""
         self._outgoing.put(None)
+
+    def read_out(
+        self, inbox: queue.SimpleQueue[Any], patience: float, other: Callable[[Any], None]
+    ) -> None:
+        """Finish, and let the control plane read everything before the connection is gone.
+
+        Args:
+            inbox: what `deliver` puts events into. other: told what else is in there.
+        """
+        self.finish()
+        end = time.monotonic() + patience
+        with contextlib.suppress(queue.Empty):
+            while True:
+                event = inbox.get(timeout=max(0.0, end - time.monotonic()))
+                if isinstance(event, Ended):
+                    return
+                if isinstance(event, Received):
+                    event.stream.resume()
+                else:
+                    other(event)
 
     def cancel(self) -> None:
         """Break the stream; waits for nothing. `Ended` still comes."""

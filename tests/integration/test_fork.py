@@ -288,6 +288,6 @@ hear()
     go_on(process)
     assert line_of(process) == "done"
     assert ads_server.health[-1].error_detail.message == "deregister"
-    assert [s.number for s in ads_server.streams] == [1]
+    ads_server.wait(lambda: [s.number for s in ads_server.streams] == [1])
     go_on(process)
     assert process.wait(timeout=30) == 0

@@ -21,7 +21,16 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from google.protobuf import any_pb2, json_format
 
 from meshsdk.errors import InvalidResource
-from meshsdk.model import Assignment, Balancing, Cluster, ClusterKind, Endpoint, LocalityEndpoints
+from meshsdk.model import (
+    Assignment,
+    Balancing,
+    Cluster,
+    ClusterKind,
+    Dns,
+    DnsFamily,
+    Endpoint,
+    LocalityEndpoints,
+)
 from meshsdk.xds.decode import DECODERS
 from meshsdk.xds.resources import CLUSTER
 
@@ -49,6 +58,14 @@ TLS = socket("tls.v3.UpstreamTlsContext")
 RAW = socket("raw_buffer.v3.RawBuffer")
 
 
+def custom(kind: str, **fields: Any) -> Json:
+    config = {"@type": f"{_EXTENSIONS}.clusters.{kind}", **fields}
+    return {"cluster_type": {"name": "any", "typed_config": config}}
+
+
+ORIGINAL: Json = {"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"}
+
+
 def assignment(*hosts: str) -> Json:
     endpoints = [
         {"endpoint": {"address": {"socket_address": {"address": host, "port_value": 80}}}}
@@ -72,8 +89,70 @@ def test_inline_endpoints_need_no_locality_weight(kind: str) -> None:
 
 
 def test_original_destination() -> None:
-    found = decode({"type": "ORIGINAL_DST", "lb_policy": "CLUSTER_PROVIDED"})
+    found = decode(ORIGINAL)
     assert (found.kind, found.balancing) == (ClusterKind.ORIGINAL_DST, Balancing.CLUSTER_PROVIDED)
+
+
+@pytest.mark.parametrize(
+    ("config", "header"),
+    [
+        ({}, ""),
+        ({"use_http_header": True}, "x-envoy-original-dst-host"),
+        ({"use_http_header": True, "http_header_name": "X-To"}, "x-to"),
+        ({"http_header_name": "x-to"}, ""),
+    ],
+)
+def test_original_destination_by_header(config: Json, header: str) -> None:
+    assert decode({**ORIGINAL, "original_dst_lb_config": config}).original_dst_header == header
+
+
+@pytest.mark.parametrize(
+    ("fields", "dns"),
+    [
+        ({}, Dns()),
+        (
+            {"dns_lookup_family": "V4_ONLY", "dns_refresh_rate": "60s", "respect_dns_ttl": True},
+            Dns(DnsFamily.V4_ONLY, 60.0, respect_ttl=True),
+        ),
+        (
+            {"dns_failure_refresh_rate": {"base_interval": "1s", "max_interval": "4s"}},
+            Dns(retry=1.0, retry_max=4.0),
+        ),
+        (
+            {"dns_lookup_family": "ALL", "dns_failure_refresh_rate": {"base_interval": "1s"}},
+            Dns(DnsFamily.ALL, retry=1.0, retry_max=10.0),
+        ),
+    ],
+)
+def test_dns(fields: Json, dns: Dns) -> None:
+    assert decode({"type": "STRICT_DNS", **assignment("a"), **fields}).dns == dns
+
+
+@pytest.mark.parametrize(
+    ("single", "kind"), [(True, ClusterKind.LOGICAL_DNS), (False, ClusterKind.STRICT_DNS)]
+)
+def test_dns_as_an_extension(single: bool, kind: ClusterKind) -> None:
+    fields = {"dns_lookup_family": "V4_PREFERRED", "dns_refresh_rate": "7s"}
+    message = custom("dns.v3.DnsCluster", all_addresses_in_single_endpoint=single, **fields)
+    found = decode({**message, **assignment("a")})
+    assert (found.kind, found.dns) == (kind, Dns(DnsFamily.V4_PREFERRED, 7.0))
+
+
+@pytest.mark.parametrize("policy", ["CLUSTER_PROVIDED", "ROUND_ROBIN"])
+def test_aggregate(policy: str) -> None:
+    message = custom("aggregate.v3.ClusterConfig", clusters=["a", "b"])
+    found = decode({**message, "lb_policy": policy})
+    assert (found.kind, found.members) == (ClusterKind.AGGREGATE, ("a", "b"))
+
+
+def test_dynamic() -> None:
+    cache = {"name": "x", "dns_lookup_family": "V4_ONLY"}
+    provided = {"lb_policy": "CLUSTER_PROVIDED"}
+    kind = "dynamic_forward_proxy.v3.ClusterConfig"
+    found = decode({**custom(kind, dns_cache_config=cache), **provided})
+    dns = Dns(DnsFamily.V4_ONLY, 60.0, respect_ttl=True)
+    assert (found.kind, found.dns) == (ClusterKind.DYNAMIC, dns)
+    assert decode({**custom(kind, sub_clusters_config={}), **provided}).dns.refresh == 60.0
 
 
 def test_metadata() -> None:
@@ -84,7 +163,25 @@ def test_metadata() -> None:
 @pytest.mark.parametrize(
     ("config", "field"),
     [
-        ({"cluster_type": {"name": "envoy.clusters.aggregate"}}, "cluster_type"),
+        ({"cluster_type": {"name": "envoy.clusters.redis"}}, "cluster_type.typed_config"),
+        (custom("aggregate.v3.ClusterConfig", clusters=[]), "cluster_type.typed_config.clusters"),
+        (custom("dynamic_forward_proxy.v3.ClusterConfig"), "lb_policy"),
+        (
+            {"type": "STRICT_DNS", **assignment("a"), "dns_refresh_rate": "0s"},
+            "dns_refresh_rate",
+        ),
+        (
+            {
+                "type": "STRICT_DNS",
+                **assignment("a"),
+                "dns_failure_refresh_rate": {"base_interval": "2s", "max_interval": "1s"},
+            },
+            "dns_failure_refresh_rate",
+        ),
+        (
+            {**ORIGINAL, "original_dst_lb_config": {"upstream_port_override": 1}},
+            "original_dst_lb_config.upstream_port_override",
+        ),
         ({"type": 77}, "type"),
         ({"type": "EDS"}, "eds_cluster_config.eds_config"),
         ({**EDS, "name": "xdstp://a/b"}, "eds_cluster_config.service_name"),

@@ -2,11 +2,10 @@
 
 What the SDK lacks here is treated by what would happen without it:
 
-- TLS towards the endpoints (`transport_socket`) rejects the cluster: plain text to an endpoint
-  that was to be reached by TLS would leave the machine unprotected.
+- TLS towards the endpoints that cannot be done as it says rejects the cluster (`upstream`).
 - Ring hash and Maglev fall back to round robin with a note: calls reach the same endpoints, only
   stickiness is lost.
-- Aggregate and custom cluster types reject the cluster: nobody knows where their calls would go.
+- Cluster types that are not known reject the cluster: nobody knows where its calls would go.
 
 Sources: Envoy `config/cluster/v3/cluster.proto`; gRFC A27, A37, A48, A50, A52.
 """
@@ -33,6 +32,7 @@ from meshsdk.xds.decode.common import (
     unpack,
 )
 from meshsdk.xds.decode.eds import assignment
+from meshsdk.xds.decode.upstream import kind_of, transport
 from meshsdk.xds.resources import CLUSTER, Decoder
 
 _DEFAULT_CONNECT_TIMEOUT: Final = 5.0
@@ -45,29 +45,23 @@ def _decode(message: Any, notes: Notes) -> Cluster:
 
 DECODER: Final = Decoder(CLUSTER, "Cluster", True, cluster_pb2.Cluster.FromString, "name", _decode)
 
-_KINDS: Final = {
-    0: ClusterKind.STATIC,
-    1: ClusterKind.STRICT_DNS,
-    2: ClusterKind.LOGICAL_DNS,
-    3: ClusterKind.EDS,
-    4: ClusterKind.ORIGINAL_DST,
-}
+_PROVIDED: Final = (ClusterKind.ORIGINAL_DST, ClusterKind.DYNAMIC, ClusterKind.AGGREGATE)
 
 
 def _cluster(message: Any, notes: Notes) -> Cluster:
-    if message.HasField("cluster_type"):
-        raise Bad("cluster_type", f"{message.cluster_type.name} is not supported; set type")
-    kind = _KINDS.get(message.type)
-    if kind is None:
-        raise Bad("type", f"{message.type} is not known")
-    _check_transport(message)
+    kind, of_kind = kind_of(message, notes)
     if message.HasField("outlier_detection"):
         sub("outlier_detection", _check_outlier_detection, message.outlier_detection, notes)
     if message.HasField("lb_subset_config"):
         notes.append("lb_subset_config: is not supported, all endpoints are used")
     balancing, choices = _balancing(message, notes)
-    if (kind is ClusterKind.ORIGINAL_DST) != (balancing is Balancing.CLUSTER_PROVIDED):
+    provided = balancing is Balancing.CLUSTER_PROVIDED
+    # gRPC's control planes name a policy for an aggregate too; each member has its own (gRFC A37).
+    if (kind in _PROVIDED) != provided and kind is not ClusterKind.AGGREGATE:
         raise Bad("lb_policy", f"{balancing.value} does not fit a cluster of type {kind.value}")
+    how = transport(message, notes)
+    if how:
+        raise Bad("transport_socket", "TLS is not supported; without it calls would go unprotected")
     connect_timeout = optional_seconds(message, "connect_timeout")
     return Cluster(
         message.name,
@@ -78,6 +72,8 @@ def _cluster(message: Any, notes: Notes) -> Cluster:
         connect_timeout or _DEFAULT_CONNECT_TIMEOUT,
         _inline_assignment(message, kind, notes),
         filter_metadata(message.metadata) if message.HasField("metadata") else {},
+        **of_kind,
+        **how,
     )
 
 
@@ -96,7 +92,7 @@ def _eds_name(message: Any) -> str:
 
 def _inline_assignment(message: Any, kind: ClusterKind, notes: Notes) -> Assignment | None:
     """`load_assignment`: where STATIC and DNS clusters have their endpoints."""
-    if kind in (ClusterKind.EDS, ClusterKind.ORIGINAL_DST):
+    if kind is ClusterKind.EDS or kind in _PROVIDED:
         return None
 
     def decode(message: Any, notes: Notes) -> Assignment:
@@ -110,25 +106,6 @@ def _inline_assignment(message: Any, kind: ClusterKind, notes: Notes) -> Assignm
     ]:
         raise Bad("load_assignment.endpoints", "LOGICAL_DNS needs one locality with one endpoint")
     return found
-
-
-# --- transport -------------------------------------------------------------------------------
-
-_PLAIN: Final = "envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
-
-
-def _check_transport(message: Any) -> None:
-    for index, item in enumerate(message.transport_socket_matches):
-        _check_socket(f"transport_socket_matches[{index}].transport_socket", item.transport_socket)
-    if message.HasField("transport_socket"):
-        _check_socket("transport_socket", message.transport_socket)
-
-
-def _check_socket(field: str, socket: Any) -> None:
-    kind = type_name(socket.typed_config)
-    if kind != _PLAIN:
-        problem = "is not supported; without it calls would go out unprotected"
-        raise Bad(field, f"{kind or socket.name or 'a socket without a type'} {problem}")
 
 
 def _check_outlier_detection(message: Any, notes: Notes) -> None:
