@@ -76,17 +76,22 @@ def _sub(value: Any) -> Any:
 
 
 def compile_crds(text: str) -> dict[str, Any]:
-    """All kinds of a CRD file: `{"<group>/<kind>": {"versions": […], "plural": …, "spec": …}}`."""
+    """All kinds of a CRD file: `{"<group>/<kind>": {"versions": […], "plural": …, "spec": …}}`.
+
+    `status` is kept for docs/fields.md: nothing is validated by it.
+    """
     kinds: dict[str, Any] = {}
     for crd in yaml.load_all(text, Loader=yaml.CSafeLoader):
         if not crd:
             continue
         spec = crd["spec"]
         versions = {
-            version["name"]: compile_schema(
-                version["schema"]["openAPIV3Schema"]["properties"]["spec"]
-            )
+            version["name"]: {
+                part: compile_schema(version["schema"]["openAPIV3Schema"]["properties"][part])
+                for part in ("spec", "status")
+            }
             for version in spec["versions"]
+            if version["served"]
         }
         first = next(iter(versions.values()))
         if any(schema != first for schema in versions.values()):
@@ -95,7 +100,7 @@ def compile_crds(text: str) -> dict[str, Any]:
             "versions": sorted(versions),
             "plural": spec["names"]["plural"],
             "short": spec["names"].get("shortNames", []),
-            "spec": first,
+            **first,
         }
     return kinds
 
