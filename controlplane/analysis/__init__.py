@@ -7,9 +7,10 @@ Codes are Istio's (`IST0101`) where its analyzers have one, else ours:
     MSH0101  a security policy is not enforced  MSH0122  the destination is hidden by exportTo
     MSH0102  two documents, one identity        MSH0123  match.port is no port of the hosts
     MSH0103  kinds that are not the mesh's
-    MSH0104  TLS that is not applied yet
+    MSH0104  TLS that clients cannot do
     MSH0105  a field that nobody acts on yet
     MSH0106  mesh config where nobody reads it
+    MSH0107  a field that is not honoured
     MSH0110  a delegate is hidden by exportTo   MSH0124  a rule speaks to gateways only
     MSH0111  a delegate's routes conflict       MSH0125  a fault affects no request
     MSH0130  a policy's host is in no registry  MSH0126  HTTP rules for a port that is not HTTP

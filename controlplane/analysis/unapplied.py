@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from controlplane.model.policy import ConnectionPool, LoadBalancer, PortPolicy, TrafficPolicy
+from controlplane.model.policy import ConnectionPool, PortPolicy, TrafficPolicy
 from controlplane.model.resource import Finding, Level, Resource
 
 if TYPE_CHECKING:
     from controlplane.world import World
 
+_NEVER = "is not honoured: the application's own connections go straight to the endpoints"
 _LATER = "is accepted and sent to clients; the SDK does not act on it yet"
 
 
@@ -28,10 +29,14 @@ def analyze_unapplied(world: World) -> Iterator[Finding]:
 def _destination_rule(resource: Resource) -> Iterator[Finding]:
     said: set[str] = set()
     for path, policy in _policies(resource):
-        if policy.tls is not None and policy.tls.mode != "DISABLE":
-            mode = policy.tls.mode
-            message = f"{mode} is not applied yet: calls by http:// and gRPC go out in plain text"
+        if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
+            message = "ISTIO_MUTUAL is not applied yet: calls go out in plain text"
             yield resource.finding(Level.WARNING, "MSH0104", message, f"{path}.tls.mode")
+        elif policy.tls is not None and policy.tls.credential_name:
+            message = "clients have no secrets by name: they refuse to call; name files instead"
+            yield resource.finding(Level.ERROR, "MSH0104", message, f"{path}.tls.credentialName")
+        for field in _never(policy):
+            yield resource.finding(Level.WARNING, "MSH0107", _NEVER, f"{path}.{field}")
         for field, asked in _asked(policy):
             if asked and field not in said:
                 said.add(field)
@@ -52,23 +57,29 @@ def _policies(resource: Resource) -> Iterator[tuple[str, TrafficPolicy | PortPol
             yield f"{path}.portLevelSettings[{index}]", port
 
 
+def _never(policy: TrafficPolicy | PortPolicy) -> Iterator[str]:
+    """Fields that have no meaning for a client inside of the application."""
+    if not isinstance(policy, TrafficPolicy):
+        return
+    if policy.tunnel is not None:
+        yield "tunnel"
+    if policy.proxy_protocol is not None:
+        yield "proxyProtocol"
+    if policy.retry_budget is not None and policy.retry_budget.budget_interval:
+        yield "retryBudget.budgetInterval"
+
+
 def _asked(policy: TrafficPolicy | PortPolicy) -> Iterator[tuple[str, bool]]:
-    balancer = policy.load_balancer or LoadBalancer()
     yield "outlierDetection", policy.outlier_detection is not None
     pool = policy.connection_pool or ConnectionPool()
     limits = pool.tcp is not None and pool.tcp.max_connections  # its connectTimeout is applied
     yield "connectionPool", bool(pool.http or limits)
-    yield "loadBalancer.consistentHash", balancer.consistent_hash is not None
 
 
 def _virtual_service(resource: Resource) -> Iterator[Finding]:
-    said: set[str] = set()
+    said = False
     for index, rule in enumerate(resource.typed.http):
-        asked = {
-            "retries": rule.retries is not None and rule.retries.attempts != 0,
-            "mirror": rule.mirror is not None,
-            "mirrors": bool(rule.mirrors),
-        }
-        for field in (name for name, wanted in asked.items() if wanted and name not in said):
-            said.add(field)
-            yield resource.finding(Level.INFO, "MSH0105", _LATER, f"spec.http[{index}].{field}")
+        asked = rule.retries is not None and rule.retries.attempts != 0
+        if asked and not said:
+            said = True
+            yield resource.finding(Level.INFO, "MSH0105", _LATER, f"spec.http[{index}].retries")

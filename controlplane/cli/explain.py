@@ -18,6 +18,7 @@ from meshsdk.model import (
     ForwardAction,
     HeaderMutations,
     ListenerView,
+    NonForwardingAction,
     RedirectAction,
     RegexRewrite,
     RetryPolicy,
@@ -143,6 +144,9 @@ def _action(
             "action": "direct_response",
             "direct_response": {"status": action.status, "body": body},
         }
+    if isinstance(action, NonForwardingAction):
+        why.append("the route answers nothing: it is for servers")
+        return found | {"action": "non_forwarding"}
     if not isinstance(action, ForwardAction):
         why.append(f"the SDK cannot follow this route: {action.problem}")
         return found | {"action": "unsupported"}

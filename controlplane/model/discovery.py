@@ -164,6 +164,7 @@ class _Discovery:
                     namespace=service.namespace,
                     workload=source.pod,
                     health=health,
+                    node=source.node,
                 )
             found.setdefault(port.number, []).append(endpoint)
 

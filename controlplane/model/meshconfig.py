@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from controlplane.model.policy import LocalityLb
+from controlplane.model.policy import LocalityLb, TcpKeepalive, TrafficPolicy, ZoneAwareLb
 from controlplane.model.traffic import HTTPRetry
 
 ALLOW_ANY = "ALLOW_ANY"
@@ -34,6 +34,11 @@ class MeshConfig:
     default_virtual_service_export_to: frozenset[str] = frozenset("*")
     default_destination_rule_export_to: frozenset[str] = frozenset("*")
     locality_lb: LocalityLb = DEFAULT_LOCALITY_LB
+    zone_aware_lb: ZoneAwareLb | None = None
+    default_traffic_policy: TrafficPolicy | None = None
+    """connectionPool and outlierDetection of clusters whose DestinationRule says nothing of it."""
+    h2_upgrade: bool = False
+    tcp_keepalive: TcpKeepalive | None = None
     default_http_retry: HTTPRetry | None = None
     """None: Istio's own default (V16)."""
     access_log_file: str = ""

@@ -15,7 +15,7 @@ from controlplane.model.decode import decode
 from controlplane.model.documents import DocumentError, split
 from controlplane.model.duration import Duration
 from controlplane.model.meshconfig import ALLOW_ANY, REGISTRY_ONLY, MeshConfig
-from controlplane.model.policy import LocalityLb
+from controlplane.model.policy import LocalityLb, TcpKeepalive, TrafficPolicy, ZoneAwareLb
 from controlplane.model.resource import Finding, Level, Resource
 from controlplane.model.schema import suggest, type_name, without_nulls
 from controlplane.model.traffic import HTTPRetry
@@ -285,6 +285,16 @@ _FIELDS: Mapping[str, tuple[str, Callable[[Any], Any]]] = {
     "default_virtual_service_export_to": ("defaultVirtualServiceExportTo", _exports),
     "default_destination_rule_export_to": ("defaultDestinationRuleExportTo", _exports),
     "locality_lb": ("localityLbSetting", lambda value: decode(value, LocalityLb)),
+    "zone_aware_lb": ("zoneAwareLbSetting", lambda value: decode(value, ZoneAwareLb)),
+    "default_traffic_policy": (
+        "defaultTrafficPolicy",
+        lambda value: decode(value, TrafficPolicy),
+    ),
+    "h2_upgrade": (
+        "h2UpgradePolicy",
+        lambda value: _choice("UPGRADE", "DO_NOT_UPGRADE")(value) == "UPGRADE",
+    ),
+    "tcp_keepalive": ("tcpKeepalive", lambda value: decode(value, TcpKeepalive)),
     "default_http_retry": ("defaultHttpRetryPolicy", _retry),
     "access_log_file": ("accessLogFile", _text),
     "access_log_format": ("accessLogFormat", _text),

@@ -270,6 +270,17 @@ def merge_subset_policy(
     return msgspec.structs.replace(base, **changed)
 
 
+def with_default(policy: TrafficPolicy, default: TrafficPolicy | None) -> TrafficPolicy:
+    """Fills in the blocks that the mesh has a default for and the policy does not have."""
+    if default is None:
+        return policy
+    return msgspec.structs.replace(
+        policy,
+        connection_pool=policy.connection_pool or default.connection_pool,
+        outlier_detection=policy.outlier_detection or default.outlier_detection,
+    )
+
+
 def _port_settings(policy: TrafficPolicy, port: int) -> PortPolicy | None:
     for settings in policy.port_level_settings:
         if settings.port is not None and settings.port.number == port:

@@ -165,6 +165,8 @@ class Endpoint:
     tls_mode: str = ""
     """`istio` when the workload takes mTLS of the mesh, else empty."""
     network: str = ""
+    node: str = ""
+    """The machine that it runs on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +185,8 @@ class Workload:
     health: Health = Health.HEALTHY
     kind: str = "Pod"
     """`Pod` or `WorkloadEntry`."""
+    node: str = ""
+    """The machine that it runs on."""
     terminating: bool = False
     hostname: str = ""
     subdomain: str = ""

@@ -64,6 +64,7 @@ def pod_workload(resource: Resource, nodes: Mapping[str, Locality]) -> Workload 
         network=resource.labels.get("topology.istio.io/network", ""),
         health=Health.HEALTHY if ready else Health.UNHEALTHY,
         kind="Pod",
+        node=pod.spec.node_name,
         hostname=pod.spec.hostname,
         subdomain=pod.spec.subdomain,
     )
@@ -134,6 +135,7 @@ def workload_endpoint(workload: Workload, port: int) -> Endpoint:
         health=workload.health,
         tls_mode=workload.labels.get(TLS_MODE_LABEL, ""),
         network=workload.network,
+        node=workload.node,
     )
 
 

@@ -8,7 +8,8 @@ from envoy.config.core.v3 import address_pb2, base_pb2, health_check_pb2
 from envoy.config.endpoint.v3 import endpoint_components_pb2 as ec
 from envoy.config.endpoint.v3 import endpoint_pb2
 
-from controlplane.model.registry import Endpoint, Health, Locality
+from controlplane.model.registry import Endpoint, Health
+from controlplane.translate.localities import Setting, groups
 from controlplane.translate.node import Dialect
 from controlplane.translate.scope import Scope
 
@@ -27,30 +28,27 @@ _HEALTH = {
 
 
 def assignment(
-    name: str, endpoints: Iterable[Endpoint], scope: Scope
+    name: str, endpoints: Iterable[Endpoint], setting: Setting, scope: Scope
 ) -> endpoint_pb2.ClusterLoadAssignment:
-    """All endpoints, grouped by locality, everything in priority 0.
+    """All endpoints, grouped by locality and priority.
 
     Of several entries for one address the first counts: clients refuse duplicates.
     """
-    groups: dict[Locality, dict[tuple[str, int], Endpoint]] = {}
-    seen: set[tuple[str, int]] = set()
+    kept: dict[tuple[str, int], Endpoint] = {}
     for endpoint in endpoints:
-        key = (endpoint.address, endpoint.port)
         if scope.dialect is Dialect.GRPC and endpoint.address.startswith(_UNIX):
             scope.note("endpoints on Unix sockets are left out for gRPC's own client")
-        elif key not in seen:
-            seen.add(key)
-            groups.setdefault(endpoint.locality, {})[key] = endpoint
+        else:
+            kept.setdefault((endpoint.address, endpoint.port), endpoint)
     out = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    for locality in sorted(groups, key=str):
-        group = out.endpoints.add()
-        group.locality.CopyFrom(
+    for group in groups(kept.values(), setting, scope):
+        locality = group.locality
+        written = out.endpoints.add(priority=group.priority)
+        written.locality.CopyFrom(
             base_pb2.Locality(region=locality.region, zone=locality.zone, sub_zone=locality.subzone)
         )
-        chosen = sorted(groups[locality].values(), key=lambda e: (e.address, e.port))
-        group.lb_endpoints.extend(map(_lb_endpoint, chosen))
-        group.load_balancing_weight.value = sum(max(1, endpoint.weight) for endpoint in chosen)
+        written.lb_endpoints.extend(map(_lb_endpoint, group.endpoints))
+        written.load_balancing_weight.value = group.weight
     return out
 
 

@@ -37,7 +37,7 @@ def is_catch_all(match: rc.RouteMatch) -> bool:
     if kind == "prefix":
         every_path = match.prefix == "/"
     elif kind == "safe_regex":
-        every_path = match.safe_regex.regex == "*"
+        every_path = match.safe_regex.regex == ".*"
     else:
         every_path = False
     return every_path and not (match.headers or match.query_parameters or match.dynamic_metadata)

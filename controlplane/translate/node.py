@@ -5,12 +5,13 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from envoy.config.core.v3 import base_pb2
 from google.protobuf import json_format
 
 from controlplane.model.registry import Locality
+from controlplane.model.workloads import labelled_locality
 
 SDK_USER_AGENT = "meshsdk"
 GRPC_USER_AGENT = "grpc"
@@ -26,13 +27,32 @@ class Dialect(enum.Enum):
     ENVOY = "envoy"
 
 
+REGION = "topology.kubernetes.io/region"
+ZONE = "topology.kubernetes.io/zone"
+SUBZONE = "topology.istio.io/subzone"
+NETWORK = "topology.istio.io/network"
+HOSTNAME = "kubernetes.io/hostname"
+TOPOLOGY = frozenset({REGION, ZONE, SUBZONE, NETWORK, HOSTNAME})
+
+
+class Relevant(NamedTuple):
+    """What rules look at in their callers: label and metadata keys."""
+
+    labels: frozenset[str] = frozenset()
+    metadata: frozenset[str] = frozenset()
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """The part of a node that resources depend on: equal variants share every byte."""
+    """The part of a node that resources depend on: equal variants share every byte.
+
+    `labels` also say where the node is (`TOPOLOGY`).
+    """
 
     dialect: Dialect
     namespace: str
     labels: frozenset[tuple[str, str]] = frozenset()
+    metadata: frozenset[tuple[str, str]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +126,29 @@ class Node:
     def is_sdk(self) -> bool:
         return self.dialect is Dialect.SDK
 
-    def variant(self, label_keys: frozenset[str]) -> Variant:
-        """The variant of this node when rules look at these labels of their callers only."""
-        labels = frozenset((k, v) for k, v in self.labels.items() if k in label_keys)
-        return Variant(self.dialect, self.namespace, labels)
+    @property
+    def place(self) -> Locality:
+        """Where it runs: as its node says, else as its labels say (L1)."""
+        if self.locality != Locality():
+            return self.locality
+        labelled = labelled_locality(self.labels)
+        return labelled or Locality(*(self.labels.get(key, "") for key in (REGION, ZONE, SUBZONE)))
+
+    def variant(self, relevant: Relevant) -> Variant:
+        """The variant of this node when rules look at these facts about their callers only."""
+        place = self.place
+        facts = {
+            REGION: place.region,
+            ZONE: place.zone,
+            SUBZONE: place.subzone,
+            NETWORK: _text(self.metadata, "NETWORK"),
+            HOSTNAME: _text(self.metadata, "NODE_NAME"),
+        }
+        known = {**self.labels, **{key: value for key, value in facts.items() if value}}
+        labels = frozenset((k, v) for k, v in known.items() if k in relevant.labels)
+        said = ((key, _text(self.metadata, key)) for key in relevant.metadata)
+        metadata = frozenset((key, value) for key, value in said if value)
+        return Variant(self.dialect, self.namespace, labels, metadata)
 
 
 def _text(metadata: Mapping[str, Any], key: str) -> str:

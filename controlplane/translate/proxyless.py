@@ -20,6 +20,7 @@ from controlplane.translate import clusters as cl
 from controlplane.translate import routes as rt
 from controlplane.translate.endpoints import assignment
 from controlplane.translate.filters import client_filters, router_filter
+from controlplane.translate.localities import setting_of
 from controlplane.translate.node import Dialect
 from controlplane.translate.scope import (
     BLACK_HOLE,
@@ -89,7 +90,10 @@ def endpoints(scope: Scope, name: str) -> endpoint_pb2.ClusterLoadAssignment | N
         return None
     port = port_of(service, asked.port)
     found = scope.endpoints(service, port, asked.subset) if port else None
-    return None if found is None else assignment(name, found, scope)
+    if found is None:
+        return None
+    setting = setting_of(scope.policy(service, asked.port, asked.subset), service, scope)
+    return assignment(name, found, setting, scope)
 
 
 def listener_names(scope: Scope) -> list[str]:

@@ -17,7 +17,8 @@ from google.protobuf.message import Message
 
 from controlplane.translate import proxyless
 from controlplane.translate.node import Dialect, Node, Variant
-from controlplane.translate.scope import Scope, relevant_labels
+from controlplane.translate.relevance import relevant
+from controlplane.translate.scope import Scope
 from controlplane.translate.wire import TYPE_PREFIX
 from controlplane.world import World
 
@@ -92,7 +93,7 @@ def endpoints(world: World, node: Node, name: str) -> endpoint_pb2.ClusterLoadAs
 
 def everything(world: World, node: Node) -> dict[str, list[Message]]:
     """All resources that a node may get, by type URL, in the order of their names."""
-    variant = node.variant(relevant_labels(world))
+    variant = node.variant(relevant(world))
     listeners = _all(world, variant, LDS, names(world, variant, LDS))
     clusters = _all(world, variant, CDS, names(world, variant, CDS))
     scope = Scope(world, variant)
@@ -110,7 +111,7 @@ def everything(world: World, node: Node) -> dict[str, list[Message]]:
 
 
 def _one(world: World, node: Node, type_url: str, name: str) -> Any:
-    return make(world, node.variant(relevant_labels(world)), type_url, name).message
+    return make(world, node.variant(relevant(world)), type_url, name).message
 
 
 def _all(world: World, variant: Variant, type_url: str, wanted: Iterable[str]) -> list[Message]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from controlplane.model.policy import DestinationRuleConfig, DestinationRuleSpec, TrafficPolicy
-from controlplane.model.traffic import (
-    HTTPMatch,
-    TCPMatch,
-    TLSMatch,
-    VirtualServiceConfig,
-    VirtualServiceSpec,
+from controlplane.model.policy import DestinationRuleConfig, TrafficPolicy, with_default
+from controlplane.model.traffic import VirtualServiceConfig
+from controlplane.translate.node import REGION, SUBZONE, ZONE, Dialect, Variant
+from controlplane.world import (
+    Endpoint,
+    Locality,
+    Protocol,
+    Resolution,
+    Service,
+    ServicePort,
+    World,
 )
-from controlplane.translate.node import Dialect, Variant
-from controlplane.world import Endpoint, Protocol, Resolution, Service, ServicePort, World
 
 PASSTHROUGH = "PassthroughCluster"
 BLACK_HOLE = "BlackHoleCluster"
@@ -90,6 +92,12 @@ class Scope:
         return dict(self.variant.labels)
 
     @property
+    def locality(self) -> Locality:
+        """Where these callers run; empty when no rule asks."""
+        labels = self.labels
+        return Locality(*(labels.get(key, "") for key in (REGION, ZONE, SUBZONE)))
+
+    @property
     def allow_any(self) -> bool:
         return self.world.mesh.outbound_policy != "REGISTRY_ONLY"
 
@@ -133,7 +141,8 @@ class Scope:
     def policy(self, service: Service, port: int, subset: str = "") -> TrafficPolicy:
         """The traffic policy in force for one cluster (D6)."""
         rule = self.destination_rule(service)
-        return rule.policy(port, subset) if rule else TrafficPolicy()
+        policy = rule.policy(port, subset) if rule else TrafficPolicy()
+        return with_default(policy, self.world.mesh.default_traffic_policy)
 
     def endpoints(self, service: Service, port: ServicePort, subset: str) -> list[Endpoint] | None:
         """The endpoints of a cluster; None when there is no such subset."""
@@ -146,22 +155,3 @@ class Scope:
             return None
         wanted = chosen.labels.items()
         return [endpoint for endpoint in found if wanted <= endpoint.labels.items()]
-
-
-def relevant_labels(world: World) -> frozenset[str]:
-    """The labels of callers that some rule looks at (sourceLabels, DestinationRule selectors)."""
-    keys: set[str] = set()
-    for resource in world.resources:
-        spec = resource.typed
-        if isinstance(spec, VirtualServiceSpec):
-            matches: list[HTTPMatch | TLSMatch | TCPMatch] = []
-            for http in spec.http:
-                matches += http.match
-            for tls in spec.tls:
-                matches += tls.match
-            for tcp in spec.tcp:
-                matches += tcp.match
-            keys.update(key for match in matches for key in match.source_labels)
-        elif isinstance(spec, DestinationRuleSpec) and spec.workload_selector:
-            keys.update(spec.workload_selector.match_labels)
-    return frozenset(keys)

@@ -99,7 +99,7 @@ class Hub:
         """A new stream of this node."""
         client = Client(
             node=node,
-            variant=node.variant(self.renderer.label_keys),
+            variant=node.variant(self.renderer.relevant),
             subscription=Subscription(
                 warming=node.dialect is Dialect.ENVOY, deny=node.dialect is Dialect.SDK
             ),
@@ -158,10 +158,10 @@ class Hub:
     def publish(self, world: World) -> Affected:
         """Takes on a new world and wakes the clients that it concerns; what was affected."""
         affected = diff(self.renderer.world, world)
-        labels = self.renderer.label_keys
+        before = self.renderer.relevant
         changed = self.renderer.advance(world, affected)
         self.pushes += 1
-        if self.renderer.label_keys != labels:
+        if self.renderer.relevant != before:
             for client in self.clients:
                 self._rekey(client)
         for key in changed:
@@ -183,7 +183,7 @@ class Hub:
                 client.wake.set()
 
     def _rekey(self, client: Client) -> None:
-        variant = client.node.variant(self.renderer.label_keys)
+        variant = client.node.variant(self.renderer.relevant)
         if variant == client.variant:
             return
         watched, states = dict(client.watched), client.subscription.types

@@ -16,8 +16,8 @@ from envoy.service.discovery.v3 import discovery_pb2
 from google.protobuf.message import Message
 
 from controlplane.translate.node import Variant
+from controlplane.translate.relevance import relevant
 from controlplane.translate.resources import CDS, EDS, make, names
-from controlplane.translate.scope import relevant_labels
 from controlplane.world import Affected, World
 from controlplane.xds.subscription import Lookup, Resource, Response
 
@@ -43,13 +43,13 @@ class Renderer:
     Attributes:
         world: what is served.
         generation: grows with every world.
-        label_keys: the labels of clients that rules look at; a change gives clients a new variant.
+        relevant: the facts about clients that rules look at; a change gives clients new variants.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.generation = 1
-        self.label_keys = relevant_labels(world)
+        self.relevant = relevant(world)
         self._entries: dict[Key, _Entry] = {}
         self._by_host: dict[str, set[Key]] = {}
         self._absent: set[Key] = set()
@@ -122,7 +122,7 @@ class Renderer:
         """Takes on a new world; the resources whose content is another now."""
         self.world = world
         self.generation += 1
-        self.label_keys = relevant_labels(world)
+        self.relevant = relevant(world)
         self._responses.clear()
         changed: set[Key] = set()
         for key in list(self._touched(affected)):

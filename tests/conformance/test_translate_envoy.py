@@ -55,10 +55,72 @@ def test_envoy_accepts_what_is_rendered(tmp_path: pathlib.Path, sdk: bool) -> No
     world = World.build(resources.values(), analyze=False)
     bootstrap = _bootstrap(world, sdk=sdk)
     assert len(bootstrap["static_resources"]["listeners"]) > 10
-    config = tmp_path / "envoy.json"
+    _accepted(envoy, bootstrap, tmp_path)
+
+
+def _accepted(envoy: str, bootstrap: dict[str, Any], folder: pathlib.Path) -> None:
+    config = folder / "envoy.json"
     config.write_text(json.dumps(bootstrap))
     verdict = subprocess.run(
         [envoy, "--mode", "validate", "-c", str(config), "-l", "error"],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert verdict.returncode == 0, verdict.stderr[-3000:] + verdict.stdout[-500:]
+
+
+POLICIES: list[dict[str, Any]] = [
+    {"connectionPool": {
+        "tcp": {"maxConnections": 1, "connectTimeout": "1s", "idleTimeout": "30s",
+                "maxConnectionDuration": "60s",
+                "tcpKeepalive": {"probes": 3, "time": "10s", "interval": "5s"}},
+        "http": {"http1MaxPendingRequests": 1, "http2MaxRequests": 2, "maxRetries": 3,
+                 "maxRequestsPerConnection": 4, "idleTimeout": "5s", "maxConcurrentStreams": 6,
+                 "h2UpgradePolicy": "UPGRADE",
+                 "http2KeepAlive": {"interval": "10s", "timeout": "1s"}}}},
+    {"connectionPool": {"http": {"useClientProtocol": True}}},
+    {"outlierDetection": {
+        "consecutive5xxErrors": 3, "consecutiveGatewayErrors": 0, "interval": "1s",
+        "baseEjectionTime": "1s", "maxEjectionPercent": 100, "minHealthPercent": 20,
+        "splitExternalLocalOriginErrors": True, "consecutiveLocalOriginFailures": 2,
+        "outlierDetectionHttpErrorCodes": [500, 429]}},
+    {"loadBalancer": {"simple": "ROUND_ROBIN", "warmup": {
+        "duration": "60s", "aggression": 2, "minimumPercent": 5}}},
+    {"loadBalancer": {"simple": "LEAST_REQUEST", "warmupDurationSecs": "10s"}},
+    {"loadBalancer": {"consistentHash": {"httpHeaderName": "x", "maglev": {"tableSize": 101}}}},
+    {"loadBalancer": {"consistentHash": {
+        "httpCookie": {"name": "u", "ttl": "0s"}, "ringHash": {"minimumRingSize": 8}}}},
+    {"loadBalancer": {"backendUtilization": {"weightUpdatePeriod": "2s"}}},
+    {"loadBalancer": {"localityLbSetting": {"distribute": [
+        {"from": "a/*", "to": {"a/*": 60, "b/*": 40}}]}}},
+    {"loadBalancer": {"zoneAwareLbSetting": {"minClusterSize": 2}}},
+    {"loadBalancer": {"simple": "PASSTHROUGH"}},
+    {"retryBudget": {"percent": 10, "minRetryConcurrency": 2}},
+    {"tls": {"mode": "SIMPLE"}},
+    {"tls": {"mode": "SIMPLE", "insecureSkipVerify": True, "sni": "a.example.com"}},
+]  # fmt: skip
+
+
+def test_envoy_accepts_every_block_of_a_destination_rule(tmp_path: pathlib.Path) -> None:
+    """Also on clusters of every type."""
+    kinds = ("STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS", "NONE")
+    documents = []
+    for index, policy in enumerate(POLICIES):
+        for kind in kinds if index < 4 else kinds[:2]:
+            host = f"{kind.lower().replace('_', '-')}-{index}.example.com"
+            host = f"*.{host}" if kind == "DYNAMIC_DNS" else host
+            ports = [{"number": 80, "name": "http", "protocol": "HTTP"}]
+            entry = {"hosts": [host], "ports": ports, "resolution": kind}
+            if kind == "STATIC":
+                entry["endpoints"] = [{"address": "10.0.0.1", "locality": "a/b/c"}]
+            rule = {"host": host, "trafficPolicy": policy}
+            for name, spec in (("ServiceEntry", entry), ("DestinationRule", rule)):
+                documents.append(
+                    {"apiVersion": "networking.istio.io/v1", "kind": name, "spec": spec,
+                     "metadata": {"name": f"x{len(documents)}", "namespace": "default"}}
+                )  # fmt: skip
+    parsed = parse_text("\n---\n".join(map(json.dumps, documents)))
+    assert parsed.errors == ()
+    world = World.build(parsed.resources, analyze=False)
+    bootstrap = _bootstrap(world, sdk=True)
+    assert len(bootstrap["static_resources"]["clusters"]) > 20
+    _accepted(require_envoy(), bootstrap, tmp_path)

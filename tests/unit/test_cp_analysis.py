@@ -339,21 +339,38 @@ def test_kinds_not_enforced_are_said_once_and_policies_are_listed() -> None:
     ]
 
 
-def test_tls_that_nobody_applies_is_a_warning_at_every_level() -> None:
+def test_tls_that_clients_cannot_do_is_said_at_every_level() -> None:
     rule = """
     host: reviews
     trafficPolicy:
       tls: {mode: ISTIO_MUTUAL}
-      portLevelSettings: [{port: {number: 9080}, tls: {mode: DISABLE}}]
+      portLevelSettings: [{port: {number: 9080}, tls: {mode: SIMPLE}}]
     subsets:
-    - {name: v1, labels: {version: v1}, trafficPolicy: {tls: {mode: SIMPLE}}}
+    - {name: v1, labels: {version: v1}, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}
+    - {name: v2, labels: {version: v2}, trafficPolicy: {tls: {mode: SIMPLE, credentialName: c}}}
     """
-    found = findings(destination_rule(rule))
-    assert [(f.code, f.level, f.path) for f in found if f.code == "MSH0104"] == [
-        ("MSH0104", Level.WARNING, "spec.trafficPolicy.tls.mode"),
-        ("MSH0104", Level.WARNING, "spec.subsets[0].trafficPolicy.tls.mode"),
+    found = [f for f in findings(destination_rule(rule)) if f.code == "MSH0104"]
+    assert [(f.level, f.path) for f in found] == [
+        (Level.WARNING, "spec.trafficPolicy.tls.mode"),
+        (Level.WARNING, "spec.subsets[0].trafficPolicy.tls.mode"),
+        (Level.ERROR, "spec.subsets[1].trafficPolicy.tls.credentialName"),
     ]
-    assert all("plain text" in f.message for f in found if f.code == "MSH0104")
+    assert "plain text" in found[0].message
+    assert "name files instead" in found[2].message
+
+
+def test_what_has_no_meaning_inside_of_an_application() -> None:
+    rule = """
+    host: reviews
+    trafficPolicy:
+      proxyProtocol: {version: V2}
+      retryBudget: {percent: 20, budgetInterval: 1s}
+    """
+    found = [f for f in findings(destination_rule(rule)) if f.code == "MSH0107"]
+    assert [f.path for f in found] == [
+        "spec.trafficPolicy.proxyProtocol",
+        "spec.trafficPolicy.retryBudget.budgetInterval",
+    ]
 
 
 def test_what_the_sdk_does_not_act_on_is_said_once_for_a_document() -> None:
@@ -377,7 +394,5 @@ def test_what_the_sdk_does_not_act_on_is_said_once_for_a_document() -> None:
     assert {f.level for f in later} == {Level.INFO}
     assert sorted(f.path for f in later) == [
         "spec.http[1].retries",
-        "spec.http[2].mirror",
-        "spec.trafficPolicy.loadBalancer.consistentHash",
         "spec.trafficPolicy.outlierDetection",
     ]

@@ -12,8 +12,9 @@ from google.protobuf import json_format
 from controlplane.model.registry import Health
 from controlplane.translate import resources as xds
 from controlplane.translate.filters import grpc_code
-from controlplane.translate.node import Dialect, Node
-from controlplane.translate.scope import ClusterName, relevant_labels, split_authority
+from controlplane.translate.node import Dialect, Node, Relevant
+from controlplane.translate.relevance import relevant
+from controlplane.translate.scope import ClusterName, split_authority
 from controlplane.world import World
 from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
@@ -81,7 +82,7 @@ def cluster(traffic: dict[str, Any] | None = None, *, sdk: bool = True, subset: 
 
 
 def notes(type_url: str, name: str, world: World) -> tuple[str, ...]:
-    return xds.make(world, make_node(sdk=False).variant(frozenset()), type_url, name).notes
+    return xds.make(world, make_node(sdk=False).variant(Relevant()), type_url, name).notes
 
 
 # --- matches ---------------------------------------------------------------------------------
@@ -194,8 +195,8 @@ def test_source_labels() -> None:
     first, _ = routes({**TO_STORE, "match": [match], "name": "r"}, TO_STORE, node=node)[:1] * 2
     assert first["name"] == "r"
     world = world_of({**TO_STORE, "match": [match]})
-    assert relevant_labels(world) == {"app"}
-    assert node.variant(relevant_labels(world)).labels == {("app", "x")}
+    assert relevant(world) == Relevant(frozenset({"app"}))
+    assert node.variant(relevant(world)).labels == {("app", "x")}
 
 
 def test_a_catch_all_ends_the_list() -> None:
@@ -548,7 +549,7 @@ def test_grpcs_own_client_is_told_nothing_of_unknown_hosts() -> None:
 @pytest.mark.parametrize("name", ["", "x", "a:b", ":80", "a:0", "a:99999", "a|b", "outbound|x||a"])
 @pytest.mark.parametrize("type_url", [xds.LDS, xds.RDS, xds.CDS, xds.EDS])
 def test_names_of_no_known_form_do_not_exist(type_url: str, name: str) -> None:
-    variant = make_node().variant(frozenset())
+    variant = make_node().variant(Relevant())
     assert xds.make(make_world(BASE), variant, type_url, name).message is None
 
 
