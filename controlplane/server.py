@@ -24,6 +24,7 @@ from controlplane.configuration import Editor, overrides
 from controlplane.model.hosts import with_port
 from controlplane.model.resource import Finding, Level, Resource
 from controlplane.model.schema import counted
+from controlplane.notices import Notices
 from controlplane.ports import BadAddress, PortTaken, claim
 from controlplane.refusal import Refused, check
 from controlplane.registrar import Registrar, groups_of
@@ -115,8 +116,7 @@ class ControlPlane:
         self._editor = Editor(self._source)
         self._fixed = overrides(options.overrides)
         self._snapshot = Snapshot()
-        self._said: dict[str, tuple[str, str, str]] = {}
-        self._edited = True
+        self._notices = Notices()
         self._debounce = Debounce()
         self._kick = asyncio.Event()
         self._published = asyncio.Event()
@@ -226,7 +226,7 @@ class ControlPlane:
 
     def _take(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._edited = True
+        self._notices.edited()
         self._registrar.complain_again()
         self._changed()
 
@@ -281,21 +281,16 @@ class ControlPlane:
         """One log line per finding that was not there before."""
         self._findings = (*self._snapshot.findings, *world.findings, *analysis)
         self._findings_of = world
-        found = {str(finding): finding for finding in (*self._findings, *world.unenforced)}
-        # Workloads that come and go change numbers in a text, not what is wrong.
-        known = set() if self._edited else set(self._said.values())
-        self._edited = False
         # Of files the source has said it when it read them.
         broken = {finding for finding in self._snapshot.errors if finding.resource != "config"}
-        for text, finding in found.items():
-            if text not in self._said and finding not in broken and _gist(finding) not in known:
-                log.log(_LEVELS[finding.level], "%s", text)
-        self._said = {text: _gist(finding) for text, finding in found.items()}
+        every = (*self._findings, *world.unenforced)
+        _say(f for f in self._notices.take(every, time.monotonic()) if f not in broken)
 
     async def _reaper(self) -> None:
         while True:
             await self._registrar.probe()
             wait = self._registrar.expire()
+            _say(self._notices.due(time.monotonic()))
             await asyncio.sleep(1.0 if wait is None else min(1.0, wait))
 
     # --- configuration by HTTP ---------------------------------------------------------------
@@ -352,8 +347,9 @@ class _Http(uvicorn.Server):
         self._web.close()
 
 
-def _gist(finding: Finding) -> tuple[str, str, str]:
-    return (finding.code, finding.resource, finding.path)
+def _say(findings: Iterable[Finding]) -> None:
+    for finding in findings:
+        log.log(_LEVELS[finding.level], "%s", finding)
 
 
 def _what(everything: bool, hosts: Iterable[str]) -> str:

@@ -105,6 +105,8 @@ class _Rule:
         for index, host in enumerate(self.spec.hosts):
             path = f"spec.hosts[{index}]"
             found = services_of_host(self.world, host)
+            if not found and self._is_of_a_gateway(host) and not hint(self.world, host, namespace):
+                continue
             if not found:
                 if is_wildcard(host):
                     message = f"{host} matches no service: the rule applies to nothing"
@@ -121,6 +123,11 @@ class _Rule:
                     " callers there cannot see it"
                 )
                 yield self._say(Level.WARNING, "MSH0122", message, path)
+
+    def _is_of_a_gateway(self, host: str) -> bool:
+        """A name that the world outside uses need not be in the registry."""
+        outside = any(name != MESH_GATEWAY for name in self.spec.gateways)
+        return outside and not host.endswith(f".svc.{self.world.mesh.domain}")
 
     def _protocols(self) -> Iterator[Finding]:
         """HTTP rules do nothing on ports that are not HTTP."""

@@ -15,6 +15,7 @@ import yaml
 from controlplane.cli import files
 from controlplane.cli.output import Failure, Format, complain, data, say, table
 from controlplane.model.enforcement import KUBERNETES
+from controlplane.model.resource import Finding, Level, Origin
 from controlplane.model.schema import kind_schemas, suggest
 
 DEFAULT_SERVER = "http://127.0.0.1:15014"
@@ -149,8 +150,17 @@ def _print_results(answer: Any, output: Format) -> None:
         for result in answer["results"]:
             say(f"{result['resource']} {result['action']}")
     for finding in answer.get("findings", ()):
-        code = f" [{finding['code']}]" if finding["code"] else ""
-        complain(f"{finding['level']}{code} {finding['resource']}: {finding['message']}")
+        complain(_finding_line(finding))
+
+
+def _finding_line(finding: dict[str, Any]) -> str:
+    """As `str` of a finding, of what the control plane tells of one."""
+    origin = Origin(finding.get("file", ""), finding.get("line", 0))
+    level = Level[finding["level"].upper()]
+    path = finding.get("path", "")
+    return str(
+        Finding(level, finding["code"], finding["resource"], finding["message"], path, origin)
+    )
 
 
 _GET = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -14,6 +15,7 @@ from controlplane.cli.explain import explain
 from controlplane.cli.output import Failure, Format, data, say, table
 from controlplane.translate import resources as xds
 from controlplane.translate.node import SDK_USER_AGENT, Node
+from controlplane.translate.scope import relevant_labels
 from controlplane.world import World
 from meshsdk.balancing import ClusterPool
 from meshsdk.model import Cluster, ListenerView
@@ -111,6 +113,7 @@ def make_node(node_id: str, metadata: str, user_agent: str = SDK_USER_AGENT) -> 
     return Node.make(node_id, given, user_agent=user_agent)
 
 
+_REMARKS = {"retries": " (not done by the SDK yet: a request is sent once)"}
 _ROUTE = """\
 Say where a request would go and why: every rule that was looked at.
 
@@ -149,6 +152,7 @@ def route(
     caller = make_node(node, metadata)
     name = ByName(caller.namespace, "cluster.local").listener_name(request.authority, port)
     answer = explain(view_of(world, caller, name), request)
+    answer["why"] += _unserved(world, caller, answer["weights"])
     if output is not Format.SHORT:
         data(answer, output)
         return
@@ -156,7 +160,15 @@ def route(
         say(line)
     for key, value in answer.items():
         if value not in (None, {}, "none"):
-            say(f"{key}: {value if isinstance(value, str) else json.dumps(value)}")
+            shown = value if isinstance(value, str) else json.dumps(value)
+            say(f"{key}: {shown}{_REMARKS.get(key, '')}")
+
+
+def _unserved(world: World, caller: Node, clusters: Iterable[str]) -> list[str]:
+    """What is asked for on the way to these clusters and not done."""
+    variant = caller.variant(relevant_labels(world))
+    made = {name: xds.make(world, variant, xds.CDS, name) for name in clusters}
+    return [f"cluster {name}: {note}" for name, one in made.items() for note in one.notes]
 
 
 def _request(url: str, method: str, headers: list[str], grpc: bool) -> tuple[Request, int]:

@@ -179,6 +179,22 @@ def test_where_a_request_goes_and_why(config: Path, capsys: pytest.CaptureFixtur
     assert "|v2|" in json.loads(capsys.readouterr().out)["cluster"]
 
 
+def test_what_is_not_done_is_said_with_the_route(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["route", "-f", str(config), "http://reviews:9080/x"]
+    assert run(argv) == 0
+    (line,) = [x for x in capsys.readouterr().out.splitlines() if x.startswith("retries: ")]
+    assert line.endswith(" (not done by the SDK yet: a request is sent once)")
+    service = config / "service.yaml"
+    tls = "  trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}\n  subsets:"
+    service.write_text(service.read_text().replace("  subsets:", tls))
+    assert run([*argv, "-o", "json"]) == 0
+    said = capsys.readouterr()
+    assert "a request is sent once" not in said.out
+    assert "[MSH0104] DestinationRule default/reviews" in said.err
+
+
 def test_an_unknown_host_goes_out_unchanged(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,8 +233,12 @@ def test_apply_get_and_delete_change_files(
     assert run(["apply", "-f", str(new), *at]) == 0
     said = capsys.readouterr()
     assert "VirtualService default/ratings" in said.out
-    assert "IST0101" in said.err, "the host of the rule is not in the registry: said at once"
     written = [f for f in config.rglob("*.yaml") if "ratings" in f.read_text()]
+    assert re.search(
+        rf"(?m)^{re.escape(str(written[0]))}:\d+: Error \[IST0101\] VirtualService default/ratings"
+        r": spec\.http\[0\]\.route\[0\]\.destination\.host: ",
+        said.err,
+    ), "the host of the rule is not in the registry: said at once, with its place"
     assert len(written) == 1
 
     assert run(["get", "vs", "ratings", "-o", "json", *at]) == 0

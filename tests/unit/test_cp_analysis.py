@@ -77,6 +77,20 @@ def test_a_rule_that_works_says_nothing() -> None:
     assert findings(virtual_service(f"hosts: [reviews]\n{ROUTE}")) == []
 
 
+def test_a_public_name_of_a_gateway_need_not_be_in_the_registry() -> None:
+    gateway = (
+        "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: gw}\n"
+        "spec: {servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]}\n"
+    )
+    rule = f"gateways: [gw, mesh]\n{ROUTE}"
+    shown = findings(gateway, virtual_service(f"hosts: [shop.example.com, reviews]\n{rule}"))
+    assert [f.code for f in shown if f.level > Level.INFO] == []
+    shown = findings(gateway, virtual_service(f"hosts: [revews]\n{rule}"))
+    assert "MSH0120" in [f.code for f in shown]
+    shown = findings(gateway, virtual_service(f"hosts: [reviews.default]\n{rule}"))
+    assert "MSH0120" in [f.code for f in shown]
+
+
 @pytest.mark.parametrize(
     ("body", "code", "level", "path", "message"),
     [
