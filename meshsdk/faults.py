@@ -17,8 +17,12 @@ Random = Callable[[], float]
 
 def applies(fault: Fault, request: HeaderSource, cluster: str) -> bool:
     """Whether the fault speaks of this request at all."""
-    if fault.upstream_cluster and fault.upstream_cluster != cluster:
+    if fault.max_active == 0 or (fault.upstream_cluster and fault.upstream_cluster != cluster):
         return False
+    if fault.downstream_nodes:
+        values = request.values("x-envoy-downstream-service-node")
+        if not values or values[0] not in fault.downstream_nodes:
+            return False
     return all(header.matches(request) for header in fault.headers)
 
 
@@ -56,10 +60,14 @@ def abort_of(
     if not fraction.holds(random()):
         return None
     if http is not None:
-        return FaultAborted("fault filter abort", http_status=http, route=route)
-    assert grpc is not None
-    # An HTTP caller sees 200 here: Envoy answers a gRPC abort as gRPC does, whoever asked.
-    return FaultAborted("fault filter abort", http_status=200, grpc_code=grpc, route=route)
+        error = FaultAborted("fault filter abort", http_status=http, route=route)
+    else:
+        assert grpc is not None
+        # An HTTP caller sees 200 here: Envoy answers a gRPC abort as gRPC does, whoever asked.
+        error = FaultAborted("fault filter abort", http_status=200, grpc_code=grpc, route=route)
+    if abort.body:
+        error.body = abort.body
+    return error
 
 
 def _asked_fraction(request: HeaderSource, header: str, limit: Fraction) -> Fraction:

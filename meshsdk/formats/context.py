@@ -17,11 +17,13 @@ class Caller:
         address: IP address from which its calls come; empty when unknown.
         hostname: name of its host.
         environment: its environment variables.
+        channel: a random 64-bit number that stands for the process where gRPC asks for its channel.
     """
 
     address: str = ""
     hostname: str = ""
     environment: Mapping[str, str] = field(default_factory=dict, hash=False)
+    channel: int | None = None
 
 
 CALLER = Caller()

@@ -387,7 +387,7 @@ def test_a_method_with_weights_needs_no_metadata() -> None:
     table = compile_method(view(to(("a", 1), ("b", 1))), "svc", METHOD)
     assert table.static is None
     assert not table.needs_request
-    for number, name in [(0.0, "a"), (0.99, "b")]:
+    for number, name in [(0, "a"), (1 / 2**53, "b"), (4 / 2**53, "a")]:
         decision = table.decide(None, lambda number=number: number)  # type: ignore[misc]
         assert isinstance(decision, Forward)
         assert decision.cluster.cluster.name == name

@@ -1,0 +1,419 @@
+"""From a request to a decision."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from meshsdk import faults, routing
+from meshsdk.balancing import ClusterView
+from meshsdk.call.decisions import (
+    NO_EXCHANGE,
+    PASSTHROUGH,
+    Decision,
+    Forward,
+    Mirror,
+    Passthrough,
+    Reply,
+    described,
+)
+from meshsdk.errors import (
+    ClusterNotFound,
+    ListenerNotFound,
+    NoRoute,
+    UnusableRoute,
+    grpc_code_of_http,
+)
+from meshsdk.formats import Context, Exchange, Format
+from meshsdk.matching.requests import integer
+from meshsdk.model import (
+    CorsPolicy,
+    DirectResponseAction,
+    Fault,
+    ForwardAction,
+    HeaderMutations,
+    JsonBody,
+    ListenerView,
+    NonForwardingAction,
+    RedirectAction,
+    RequireTls,
+    Route,
+    UnsupportedAction,
+    VirtualHost,
+    WeightedCluster,
+)
+from meshsdk.routing import Draw, Random, Request
+
+
+def decide(view: ListenerView, request: Request, random: Random) -> Decision:
+    """What is to be done with this request under this configuration.
+
+    Args:
+        random: uniform numbers in [0, 1): one for the whole route table, one per fault looked at.
+    """
+    if view.passthrough:
+        return PASSTHROUGH
+    config = view.route_config
+    if view.absent or config is None:
+        return Reply.of(ListenerNotFound(view.absent or f"{view.name} has no routes"))
+    host = routing.virtual_host(config, request)
+    if host is None:
+        return Reply.of(NoRoute(f"no virtual host for {request.authority} in {view.name}"))
+    if host.require_tls is not RequireTls.NONE and must_use_tls(host, request):
+        return _to_tls(request)
+    number = Draw(random)
+    route = routing.select(config, host, request, number)
+    if route is None:
+        return no_route(host, request)
+    return follow(view, host, route, request, random, number)
+
+
+def no_route(host: VirtualHost, request: Request) -> Reply:
+    return Reply.of(NoRoute(f"no route for {request.method} {request.target} in {host.name}"))
+
+
+def must_use_tls(host: VirtualHost, request: Request) -> bool:
+    """Whether the virtual host sends this request away to https.
+
+    A call of this process is internal, unless its headers say that it came from outside.
+    """
+    if request.scheme == "https" or host.require_tls is RequireTls.NONE:
+        return False
+    internal = request.values("x-envoy-internal")
+    return host.require_tls is RequireTls.ALL or internal[:1] not in ([], ["true"])
+
+
+def _to_tls(request: Request) -> Reply:
+    headers = (("location", routing.tls_location(request)),)
+    return Reply(301, headers, grpc_code=grpc_code_of_http(301))
+
+
+def follow(
+    view: ListenerView,
+    host: VirtualHost,
+    route: Route,
+    request: Request,
+    random: Random,
+    number: Draw,
+) -> Decision:
+    """The decision of a route that was chosen: filters first, in their order."""
+    action = route.action
+    chosen = None
+    if isinstance(action, ForwardAction):
+        chosen = named(draw(view, action, request, random, number), request)
+    cors = None
+    policies = cors_of(route, chosen)
+    if chosen is not None and policies:
+        cors = routing.cors_answer(policies, request, random)
+        if cors is not None and cors.preflight and view.filters.cors_first:
+            return _preflight(route, cors.headers, 0.0)
+    delay = 0.0
+    for fault in faults_of(view, host, route, chosen):
+        if not faults.applies(fault, request, chosen.cluster if chosen else ""):
+            continue
+        delay += faults.delay_of(fault, request, random)
+        aborted = faults.abort_of(fault, request, random, route.name)
+        if aborted is not None:
+            # Envoy leaves the aborts of routes alone that would not have sent anything on.
+            levels = mutations(view, host, route, chosen) if chosen else []
+            exchange = _exchange(view, host, route, chosen.cluster if chosen else "", request)
+            return _mutated(Reply.of(aborted, delay), levels, request, exchange)
+    if chosen is None:
+        return answer(view, host, route, request, delay)
+    if cors is not None and cors.preflight:
+        return _preflight(route, cors.headers, delay)
+    return forward(
+        view, host, route, chosen, request, delay, random, number, cors.headers if cors else ()
+    )
+
+
+def faults_of(
+    view: ListenerView, host: VirtualHost, route: Route, chosen: WeightedCluster | None
+) -> Iterable[Fault]:
+    """The faults that a call meets, in the order of their filters."""
+    first = (chosen.fault if chosen else None) or route.fault or host.fault or view.fault
+    if first is not None:
+        yield first
+    yield from view.filters.further_faults
+
+
+def cors_of(route: Route, chosen: WeightedCluster | None) -> tuple[CorsPolicy, ...]:
+    if chosen is not None and chosen.cors is not None:
+        return chosen.cors
+    return route.cors
+
+
+def _preflight(route: Route, headers: tuple[tuple[str, str], ...], delay: float) -> Reply:
+    return Reply(200, headers, grpc_code=grpc_code_of_http(200), delay=delay, route=route.name)
+
+
+# --- which cluster ---------------------------------------------------------------------------
+
+
+def draw(
+    view: ListenerView, action: ForwardAction, request: Request, random: Random, number: Draw
+) -> WeightedCluster:
+    """The cluster of a call by its weight."""
+    clusters = action.clusters
+    if len(clusters) == 1:
+        return clusters[0]
+    value = None
+    if action.random_header:
+        values = request.values(action.random_header)
+        value = integer(values[0]) if len(values) == 1 else None
+    elif action.hashed_choice:
+        value, _ = routing.hash_key(action.hash_policy, request, view.caller, random)
+    if value is None or value < 0:
+        value = number()
+    bounds = list(itertools.accumulate(entry.weight for entry in clusters))
+    return clusters[bisect.bisect(bounds, value % bounds[-1])]
+
+
+def named(chosen: WeightedCluster, request: Request) -> WeightedCluster:
+    """With its name, where a header of the request has that."""
+    if not chosen.header:
+        return chosen
+    return replace(chosen, cluster=next(iter(request.values(chosen.header)), ""))
+
+
+# --- answers ---------------------------------------------------------------------------------
+
+
+def answer(
+    view: ListenerView, host: VirtualHost, route: Route, request: Request, delay: float
+) -> Reply:
+    """The answer of a route that sends nothing on; response mutations apply to it too."""
+    action = route.action
+    if isinstance(action, UnsupportedAction):
+        return Reply.of(UnusableRoute(action.problem, route=route.name), delay)
+    if isinstance(action, NonForwardingAction):
+        problem = "non_forwarding_action: the route is for received calls"
+        return Reply.of(UnusableRoute(problem, route=route.name), delay)
+    exchange = _exchange(view, host, route, "", request)
+    headers: tuple[tuple[str, str], ...] = ()
+    body = b""
+    seen = request
+    if isinstance(action, RedirectAction):
+        path = routing.redirected_target(action, route.match.path, request.target)
+        location = routing.redirect_location(
+            action, request, route.match.path, Context(request, exchange)
+        )
+        headers = (("location", location),)
+        seen = request.having(request.headers, path=path)
+    else:
+        assert isinstance(action, DirectResponseAction)
+        body, headers = _direct(action, request, exchange)
+    found = Reply(
+        action.status,
+        headers,
+        body,
+        grpc_code=grpc_code_of_http(action.status),
+        grpc_message=body.decode("utf-8", "replace"),
+        delay=delay,
+        route=route.name,
+    )
+    return _mutated(found, mutations(view, host, route, None), seen, exchange)
+
+
+def _direct(
+    action: DirectResponseAction, request: Request, exchange: Exchange
+) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+    """(body, headers) of a direct response."""
+    body = action.body
+    kind = "text/plain"
+    if action.format is not None:
+        text = body.decode("utf-8", "replace")
+        context = Context(request, exchange, response=(), status=action.status, body=text)
+        body = _formatted(action.format, context)
+        kind = action.content_type or kind
+    headers = [("content-type", kind)] if body else []
+    if action.status == 201 or 300 <= action.status < 400:
+        headers.append(("location", routing.own_uri(request)))
+    return body, tuple(headers)
+
+
+def _formatted(form: Format | JsonBody, context: Context) -> bytes:
+    if isinstance(form, Format):
+        return form.fill(context).encode()
+
+    def filled(value: Any) -> Any:
+        if isinstance(value, Format):
+            return value.fill(context)
+        if isinstance(value, dict):
+            return {key: filled(part) for key, part in value.items()}
+        return [filled(part) for part in value] if isinstance(value, list) else value
+
+    return json.dumps(filled(form.document), separators=(",", ":")).encode() + b"\n"
+
+
+def _mutated(
+    found: Reply, levels: list[HeaderMutations], request: Request, exchange: Exchange
+) -> Reply:
+    changes = routing.response_levels(levels)
+    if not changes:
+        return found
+    headers = routing.mutate(
+        found.headers,
+        changes,
+        request,
+        of_request=False,
+        exchange=exchange,
+        status=0,  # as in Envoy: the status is set behind the mutations
+    )
+    return replace(found, headers=tuple(headers))
+
+
+# --- sending on ------------------------------------------------------------------------------
+
+
+def forward(
+    view: ListenerView,
+    host: VirtualHost,
+    route: Route,
+    chosen: WeightedCluster,
+    request: Request,
+    delay: float,
+    random: Random,
+    number: Draw,
+    cors: tuple[tuple[str, str], ...] = (),
+) -> Decision:
+    """The decision to send on; or why it cannot be."""
+    action = route.action
+    assert isinstance(action, ForwardAction)
+    cluster: ClusterView | None = view.clusters.get(chosen.cluster)
+    if cluster is None:
+        return _not_found(route, action, chosen.cluster, delay)
+    if cluster.passthrough:
+        return Passthrough(delay) if delay else PASSTHROUGH
+    levels = mutations(view, host, route, chosen)
+    request_levels = routing.request_levels(levels)
+    response_levels = routing.response_levels(levels)
+    exchange = NO_EXCHANGE
+    if request_levels or response_levels or action.host_format or action.path_format:
+        exchange = _exchange(view, host, route, chosen.cluster, request)
+    authority = chosen.host_rewrite or request.authority
+    sent = request
+    if looks_at_sent(action):
+        changed = routing.mutate(
+            request.headers, request_levels, request, of_request=True, exchange=exchange
+        )
+        sent = request.having(changed, authority=authority)
+    own = routing.host_of(action, sent, exchange)
+    xfh = authority if action.forwarded_host and own is not None else ""
+    if own is not None:
+        authority = own
+        if action.path_format is not None:
+            sent = sent.having(sent.headers, authority=authority)
+    path = routing.path_of(action, route.match.path, sent, exchange)
+    key: int | None = None
+    made: tuple[str, ...] = ()
+    if action.hash_policy:
+        final = sent.having(sent.headers, path=path, authority=authority)
+        key, made = routing.hash_key(action.hash_policy, final, view.caller, random)
+    return Forward(
+        route=route,
+        cluster=cluster,
+        path=path,
+        authority=authority,
+        timeout=action.timeout,
+        max_grpc_timeout=action.max_grpc_timeout,
+        delay=delay,
+        path_rewritten=path != request.target,
+        host_rewritten=authority != request.authority,
+        changes_request=bool(request_levels or xfh),
+        changes_response=bool(response_levels or cors or made),
+        key=key,
+        set_cookies=made,
+        mirrors=_mirrors(view, action, request, path, authority, number),
+        host_of_endpoint=action.host_of_endpoint,
+        _forwarded_host=xfh,
+        _cors=cors,
+        _request=request,
+        _request_levels=request_levels,
+        _response_levels=response_levels,
+        _exchange=exchange,
+    )
+
+
+def looks_at_sent(action: ForwardAction) -> bool:
+    """Whether anything but headers depends on the headers as they are sent."""
+    return bool(
+        action.hash_policy or action.host_header or action.host_format or action.path_format
+    )
+
+
+def _not_found(route: Route, action: ForwardAction, cluster: str, delay: float) -> Reply:
+    missing = f"cluster {cluster} of route {route.name!r} does not exist"
+    found = Reply.of(ClusterNotFound(missing, route=route.name, cluster=cluster), delay)
+    if action.not_found_status == found.status:
+        return found
+    status = action.not_found_status
+    return replace(found, status=status, grpc_code=grpc_code_of_http(status))
+
+
+def _mirrors(
+    view: ListenerView,
+    action: ForwardAction,
+    request: Request,
+    path: str,
+    authority: str,
+    number: Draw,
+) -> tuple[Mirror, ...]:
+    found = []
+    for policy in action.mirrors:
+        name = policy.cluster or next(iter(request.values(policy.header)), "")
+        cluster = view.clusters.get(name)
+        # What was looked at in vain is left out: a copy never harms the call.
+        if cluster is None or cluster.passthrough or not policy.fraction.takes(number()):
+            continue
+        host = policy.host_rewrite
+        if not host:
+            host = routing.shadow_host(authority) if policy.suffix else authority
+        found.append(
+            Mirror(
+                cluster,
+                host,
+                path,
+                policy.trace_sampled,
+                changes=policy.changes,
+                _request=request,
+            )
+        )
+    return tuple(found)
+
+
+def mutations(
+    view: ListenerView, host: VirtualHost, route: Route, chosen: WeightedCluster | None
+) -> list[HeaderMutations]:
+    """In the order of application: the last one wins.
+
+    Source: Envoy `RouteConfiguration.most_specific_header_mutations_wins`.
+    """
+    config = view.route_config
+    assert config is not None
+    levels = [route.mutations, host.mutations, config.mutations]
+    if config.most_specific_mutations_win:
+        levels.reverse()
+    if chosen is not None:
+        levels.insert(0, chosen.mutations)
+    return [level for level in levels if level]
+
+
+def _exchange(
+    view: ListenerView, host: VirtualHost, route: Route, cluster: str, request: Request
+) -> Exchange:
+    name = ""
+    if host.virtual_clusters:
+        name = next(
+            (
+                one.name
+                for one in host.virtual_clusters
+                if all(header.matches(request) for header in one.headers)
+            ),
+            "other",
+        )
+    return described(route, cluster, view, host, name)
