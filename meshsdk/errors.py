@@ -11,6 +11,7 @@
         ├── UnusableRoute         NR  500  the matching route needs what this SDK cannot do
         ├── ClusterNotFound       NC  503  the route names a cluster that does not exist
         ├── NoHealthyUpstream     UH  503  the cluster has no endpoint to send to
+        ├── DropOverload          DO  503  the control plane says to drop some calls
         ├── ConnectFailure        UF  503  the endpoint could not be reached; nothing was sent
         ├── RouteTimeout          UT  504  the route's timeout passed
         ├── FaultAbort            FI  any  an injected abort
@@ -136,6 +137,13 @@ class NoHealthyUpstream(CallError):
 
     flag = "UH"
     body = "no healthy upstream"
+
+
+class DropOverload(CallError):
+    """The endpoint assignment says to drop a share of the calls (Envoy: 503, flag DO)."""
+
+    flag = "DO"
+    body = "drop overload"
 
 
 class ConnectFailure(CallError):
