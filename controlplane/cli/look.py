@@ -15,7 +15,7 @@ from controlplane.cli.explain import explain
 from controlplane.cli.output import Failure, Format, data, say, table
 from controlplane.translate import resources as xds
 from controlplane.translate.node import SDK_USER_AGENT, Node
-from controlplane.translate.scope import relevant_labels
+from controlplane.translate.relevance import relevant
 from controlplane.world import World
 from meshsdk.balancing import ClusterPool
 from meshsdk.model import Cluster, ListenerView
@@ -166,7 +166,7 @@ def route(
 
 def _unserved(world: World, caller: Node, clusters: Iterable[str]) -> list[str]:
     """What is asked for on the way to these clusters and not done."""
-    variant = caller.variant(relevant_labels(world))
+    variant = caller.variant(relevant(world))
     made = {name: xds.make(world, variant, xds.CDS, name) for name in clusters}
     return [f"cluster {name}: {note}" for name, one in made.items() for note in one.notes]
 
