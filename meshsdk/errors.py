@@ -157,7 +157,10 @@ class ConnectFailure(CallError):
 
 
 class RouteTimeout(CallError):
-    """The timeout of the route passed before the response was complete (Envoy: 504, flag UT)."""
+    """The timeout of the route passed before the response was complete (Envoy: 504, flag UT).
+
+    gRPC callers see UNAVAILABLE, or INTERNAL once the response has begun: Envoy resets it then.
+    """
 
     flag = "UT"
     http_status = 504

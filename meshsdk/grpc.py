@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import grpc
 
+from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.calls import CHANNEL_CLOSED, MeshRpcError
 from meshsdk._grpc.connectivity import POLL, Watcher, connectivity
 from meshsdk._grpc.interceptor import Interceptor
@@ -25,10 +26,10 @@ from meshsdk._grpc.plan import Way, mutated
 from meshsdk._grpc.pool import MeshLike, Options, Peer, Pool
 from meshsdk._grpc.sync_method import Life, SyncMethod
 from meshsdk._grpc.trip import Args, future, plain, state_of, with_call
-from meshsdk._grpc.values import cause_of, connect_failed, given_up, with_traces
+from meshsdk._grpc.values import given_up, with_traces
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Forward
-from meshsdk.errors import MeshError, NoHealthyUpstream
+from meshsdk.errors import ConnectFailure, MeshError, NoHealthyUpstream
 from meshsdk.propagation import outgoing_metadata
 
 __all__ = ["MeshChannel", "MeshRpcError", "client_interceptor"]
@@ -65,25 +66,23 @@ class _UnaryUnary(SyncMethod, grpc.UnaryUnaryMultiCallable):  # type: ignore[typ
                 return self._wait(plain, request, args, way)
             sent = mutated(way.forward, metadata)
         given = timeout
-        began = 0.0
-        if timeout is None:
-            timeout = way.timeout
+        if way.cap is None:
+            began = 0.0 if timeout is None else monotonic()
         else:
             began = monotonic()
-            if way.cap is not None and timeout > way.cap:
-                timeout = way.cap
+            timeout = way.within(timeout)
         try:
             endpoint = way.choose(random)
             endpoint.acquire()
         except NoHealthyUpstream as error:
-            raise MeshRpcError(given_up(error)) from error
+            raise MeshRpcError(given_up(error, way.forward)) from error
         try:
             callable = way.lane.get(endpoint)
             if callable is None:
                 callable = self._pool.line(self, way.forward, endpoint)
             return callable(request, timeout, sent, credentials, wait_for_ready, compression)
         except grpc.RpcError as error:
-            self._look_at(error, way.forward, endpoint, limited=timeout != given)
+            self._look_at(error, way.forward, endpoint, Limit(given, way.forward, began))
         finally:
             endpoint.release()
             if self._pool.draining:
@@ -94,15 +93,16 @@ class _UnaryUnary(SyncMethod, grpc.UnaryUnaryMultiCallable):  # type: ignore[typ
         args = Args(given, metadata, credentials, wait_for_ready, compression)
         return self._wait(plain, request, args, way.forward)
 
-    def _look_at(
-        self, error: Any, forward: Forward, endpoint: EndpointState, *, limited: bool
-    ) -> None:
+    def _look_at(self, error: Any, forward: Forward, endpoint: EndpointState, limit: Limit) -> None:
         """Raise the error, unless the call may go to another endpoint."""
+        attempt = Attempt(forward, endpoint, limit, self.is_down)
         code, details = error.code(), error.details()
-        others = len(forward.cluster.endpoints) > 1
-        if others and connect_failed(code, details) and self.is_down(forward, endpoint):
+        failure = attempt.failure(code, details, error.initial_metadata, monotonic())
+        if failure is None:
+            raise error from None
+        if isinstance(failure.cause, ConnectFailure) and len(forward.cluster.endpoints) > 1:
             return
-        raise error from cause_of(code, details, forward, endpoint.target, limited)
+        raise MeshRpcError(failure) from failure.cause
 
     def with_call(
         self,

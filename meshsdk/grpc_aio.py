@@ -13,6 +13,7 @@ import contextlib
 import weakref
 from collections.abc import Sequence
 from random import random
+from time import monotonic
 from typing import Any, Self
 
 import grpc
@@ -23,6 +24,7 @@ from meshsdk._grpc.aio_calls import MeshCall
 from meshsdk._grpc.aio_method import AioMethod
 from meshsdk._grpc.aio_pool import READY, AioDialer, AioPool
 from meshsdk._grpc.aio_trip import Trip
+from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.codecs import Routed
 from meshsdk._grpc.connectivity import POLL, connectivity
 from meshsdk._grpc.plan import Way, mutated
@@ -78,10 +80,10 @@ class _UnaryUnary(AioMethod, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[
             return self._late(trip)
         if way.forward.changes_request:
             metadata = mutated(way.forward, metadata)
-        if timeout is None:
-            timeout = way.timeout
-        elif way.cap is not None and timeout > way.cap:
-            timeout = way.cap
+        limit = None
+        if way.cap is not None and (timeout is None or timeout > way.cap):
+            limit = Limit(timeout, way.forward, monotonic())
+            timeout = way.within(timeout)
         try:
             call = line.call(
                 request,
@@ -95,6 +97,8 @@ class _UnaryUnary(AioMethod, grpc.aio.UnaryUnaryMultiCallable):  # type: ignore[
             endpoint.release()
             raise
         call.add_done_callback(line.done)
+        if limit is not None:
+            return aio_calls.watched(call, Attempt(way.forward, endpoint, limit, None))
         return call
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import grpc
 import grpc.aio
 
+from meshsdk._grpc.attempt import Attempt
 from meshsdk._grpc.values import Failure
 
 _CANCELLED = Failure(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")
@@ -24,10 +25,10 @@ _FINISHED = "RPC already finished."
 def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
     error = grpc.aio.AioRpcError(
         failure.code,
-        grpc.aio.Metadata(),
+        grpc.aio.Metadata(*failure.initial),
         grpc.aio.Metadata(*failure.trailing),
         details=failure.details,
-        debug_error_string=f"{failure.code.name}:{failure.details}",
+        debug_error_string=failure.debug,
     )
     error.__cause__ = failure.cause
     return error
@@ -36,20 +37,49 @@ def rpc_error(failure: Failure) -> grpc.aio.AioRpcError:
 class TripLike(Protocol):
     """What a call asks of the trip that brings it."""
 
-    sent_by: Any
-    """None until there has been an attempt."""
+    attempt: Attempt | None
+    """None until there has been one."""
     ends: float | None
     """`time.monotonic()` of the caller's deadline."""
 
-    def changed(self, metadata: Any) -> Any:
-        """Initial metadata after what the route does to it."""
+    def requested(self) -> None:
+        """The last request was written."""
 
-    def seen(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-        """An error of grpc as the application sees it."""
+
+class Started:
+    """A call of grpc that has been started: a trip that is over, and the task of it."""
+
+    __slots__ = ("_call", "attempt", "ends")
+
+    def __init__(self, call: Any, attempt: Attempt | None) -> None:
+        self._call = call
+        self.attempt = attempt
+        self.ends: float | None = None
+
+    def requested(self) -> None: ...
+
+    def done(self) -> bool:
+        return True
+
+    def cancelled(self) -> bool:
+        return False
+
+    def result(self) -> Any:
+        return self._call
+
+    def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+        """Only who has called `MeshCall.add_done_callback` before is told: nobody yet."""
+
+
+def watched(call: Any, attempt: Attempt) -> UnaryUnary:
+    """A call that was sent at once, whose end is looked into."""
+    call.add_done_callback(lambda _: attempt.over(time.monotonic()))
+    started = Started(call, attempt)
+    return UnaryUnary(started, started)
 
 
 class MeshCall:
-    """A call of grpc that starts later, or whose initial metadata the route changes.
+    """A call of grpc that starts later, or of whose answer or end the mesh makes something else.
 
     Touched by its event loop only.
 
@@ -58,8 +88,10 @@ class MeshCall:
             that making the call raised.
     """
 
-    def __init__(self, outcome: asyncio.Task[Any], trip: TripLike) -> None:
-        self._task = outcome
+    _failed: Failure | None = None
+
+    def __init__(self, outcome: asyncio.Task[Any] | Started, trip: TripLike) -> None:
+        self._task: Any = outcome
         self._trip = trip
         self._callbacks: list[Callable[[Any], None]] = []
         outcome.add_done_callback(self._begun)
@@ -67,7 +99,7 @@ class MeshCall:
     @property
     def waits(self) -> bool:
         """Whether nothing was sent yet."""
-        return not self._task.done() and self._trip.sent_by is None
+        return not self._task.done() and self._trip.attempt is None
 
     @property
     def beginning(self) -> asyncio.Task[Any] | None:
@@ -93,7 +125,48 @@ class MeshCall:
 
     async def _inner(self) -> Any:
         """The call of grpc; cancelling who waits for it cancels the call."""
-        return _call(await self._task)
+        return _call(self._now() if self._task.done() else await self._task)
+
+    async def _failure(self) -> Failure | None:
+        """How the mesh ended the call, waited for; None if it did not."""
+        outcome = await self._outcome()
+        if isinstance(outcome, BaseException):
+            return _failure(outcome)
+        attempt = self._trip.attempt
+        if attempt is None or self._failed is not None:
+            return self._failed
+        code = await outcome.code()
+        if code is grpc.StatusCode.OK:
+            return None
+        details, initial = await outcome.details(), await outcome.initial_metadata()
+        self._failed = attempt.failure(code, details, lambda: initial, time.monotonic())
+        return self._failed
+
+    @property
+    def _was_cut(self) -> bool:
+        """Whether it was the mesh that cancelled the call."""
+        attempt = self._trip.attempt
+        return attempt is not None and attempt.limit.cut
+
+    async def _seen(self, error: BaseException) -> BaseException:
+        """What the application sees of an error of the call of grpc."""
+        if isinstance(error, asyncio.CancelledError):
+            task = asyncio.current_task()
+            if not self._was_cut or (task is not None and task.cancelling()):
+                return error
+        failure = await self._failure()
+        if failure is not None:
+            return rpc_error(failure)
+        attempt = self._trip.attempt
+        if isinstance(error, grpc.aio.AioRpcError) and attempt and attempt.forward.changes_response:
+            return grpc.aio.AioRpcError(
+                error.code(),
+                grpc.aio.Metadata(*attempt.initial(error.initial_metadata())),
+                error.trailing_metadata(),
+                error.details(),
+                error.debug_error_string(),
+            )
+        return error
 
     def _finished(self) -> bool:
         return isinstance(self._now(), BaseException)
@@ -102,7 +175,7 @@ class MeshCall:
 
     def cancel(self) -> bool:
         if not self._task.done():
-            return self._task.cancel()
+            return bool(self._task.cancel())
         outcome = self._now()
         return False if isinstance(outcome, BaseException) else bool(outcome.cancel())
 
@@ -110,7 +183,7 @@ class MeshCall:
         outcome = self._now()
         if outcome is None or isinstance(outcome, BaseException):
             return outcome is _CANCELLED
-        return bool(outcome.cancelled())
+        return bool(outcome.cancelled()) and not self._was_cut
 
     def done(self) -> bool:
         outcome = self._now()
@@ -139,42 +212,47 @@ class MeshCall:
         outcome = await self._outcome()
         if isinstance(outcome, BaseException):
             return grpc.aio.Metadata()
-        return self._trip.changed(await outcome.initial_metadata())
+        metadata = await outcome.initial_metadata()
+        attempt = self._trip.attempt
+        if not metadata and outcome.done() and (failure := await self._failure()) is not None:
+            return grpc.aio.Metadata(*failure.initial)
+        if attempt is None or not attempt.forward.changes_response:
+            return metadata
+        return grpc.aio.Metadata(*attempt.initial(metadata))
 
     async def trailing_metadata(self) -> Any:
-        outcome = await self._outcome()
-        if isinstance(outcome, BaseException):
-            return grpc.aio.Metadata(*getattr(outcome, "trailing", ()))
-        return await outcome.trailing_metadata()
+        failure = await self._failure()
+        if failure is not None:
+            return grpc.aio.Metadata(*failure.trailing)
+        return await self._now().trailing_metadata()
 
     async def code(self) -> grpc.StatusCode:
-        outcome = await self._outcome()
-        if isinstance(outcome, BaseException):
-            return _failure(outcome).code
-        code: grpc.StatusCode = await outcome.code()
+        failure = await self._failure()
+        if failure is not None:
+            return failure.code
+        code: grpc.StatusCode = await self._now().code()
         return code
 
     async def details(self) -> str:
-        outcome = await self._outcome()
-        if isinstance(outcome, BaseException):
-            return _failure(outcome).details
-        details: str = await outcome.details()
+        failure = await self._failure()
+        if failure is not None:
+            return failure.details
+        details: str = await self._now().details()
         return details
 
     async def debug_error_string(self) -> str:
-        outcome = await self._outcome()
-        if isinstance(outcome, BaseException):
-            failure = _failure(outcome)
-            return f"{failure.code.name}:{failure.details}"
-        text: str = await outcome.debug_error_string()
+        failure = await self._failure()
+        if failure is not None:
+            return failure.debug
+        text: str = await self._now().debug_error_string()
         return text
 
     async def wait_for_connection(self) -> None:
         inner = await self._inner()
         try:
             await inner.wait_for_connection()
-        except grpc.aio.AioRpcError as error:
-            seen = self._trip.seen(error)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            seen = await self._seen(error)
             raise seen from seen.__cause__
 
     def __repr__(self) -> str:
@@ -206,8 +284,8 @@ class _UnaryResponse(MeshCall):
         inner = yield from self._inner().__await__()
         try:
             return (yield from inner.__await__())
-        except grpc.aio.AioRpcError as error:
-            seen = self._trip.seen(error)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            seen = yield from self._seen(error).__await__()
             raise seen from seen.__cause__
 
 
@@ -223,18 +301,26 @@ class _StreamResponse(MeshCall):
         inner = await self._inner()
         try:
             async for response in inner:
+                self._answered()
                 yield response
-        except grpc.aio.AioRpcError as error:
-            seen = self._trip.seen(error)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            seen = await self._seen(error)
             raise seen from seen.__cause__
 
     async def read(self) -> Any:
         inner = await self._inner()
         try:
-            return await inner.read()
-        except grpc.aio.AioRpcError as error:
-            seen = self._trip.seen(error)
+            response = await inner.read()
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            seen = await self._seen(error)
             raise seen from seen.__cause__
+        if response is not grpc.aio.EOF:
+            self._answered()
+        return response
+
+    def _answered(self) -> None:
+        if self._trip.attempt is not None:
+            self._trip.attempt.limit.answered = True
 
     def __del__(self) -> None:
         # As grpc's own: nobody can read the responses any more.
@@ -251,13 +337,18 @@ class _StreamRequest(MeshCall):
         if self._finished():
             raise asyncio.InvalidStateError(_FINISHED)
         inner = _call(await self._outcome())
-        await inner.write(request)
+        try:
+            await inner.write(request)
+        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+            seen = await self._seen(error)
+            raise seen from seen.__cause__
 
     async def done_writing(self) -> None:
         self._done_writing_flag = True
         outcome = await self._outcome()
         if not isinstance(outcome, BaseException):
             await outcome.done_writing()
+            self._trip.requested()
 
 
 class UnaryUnary(_UnaryResponse, grpc.aio.UnaryUnaryCall[Any, Any]):

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from meshsdk._grpc.aio_calls import MeshCall
+from meshsdk._grpc.aio_calls import MeshCall, Started
 from meshsdk._grpc.aio_pool import AioPool, working_loop
 from meshsdk._grpc.aio_trip import Trip
 from meshsdk._grpc.plan import Method
@@ -70,8 +70,13 @@ class AioMethod(Method):
             ):
                 with contextlib.suppress(NoHealthyUpstream):  # the late call tells of it
                     endpoint = trip.pick(decision, set())
-                    if not self.unary_request or self._is_ready(decision, endpoint):
-                        return trip.start(decision, endpoint, trip.limit(decision), waits=None)
+                    ready = self._is_ready(decision, endpoint)
+                    if ready or not self.unary_request:
+                        limit = trip.limit(decision)
+                        call = trip.start(decision, endpoint, limit, waits=None)
+                        if ready and limit.expires is None and trip.cutter is None:
+                            return call
+                        return self.late_call(Started(call, trip.attempt), trip)
                     trip.chosen = endpoint
         return self._late(trip)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -10,18 +12,16 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import grpc.aio
 
+from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.plan import Plan, mutated
 from meshsdk._grpc.values import (
-    cause_of,
     connect_failed,
     given_up,
     not_ready,
     out_of_time,
     replied,
-    sendable,
     with_traces,
 )
-from meshsdk._grpc.values import limit as limit_of
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward, Reply
 from meshsdk.errors import MeshClosed, NoHealthyUpstream, NotReady
@@ -45,14 +45,15 @@ class Trip:
 
     __slots__ = (
         "arguments",
+        "attempt",
         "chosen",
+        "cutter",
         "decision",
         "ends",
         "given",
         "metadata",
         "method",
         "request",
-        "sent_by",
         "traces",
         "waits",
     )
@@ -80,7 +81,8 @@ class Trip:
         self.traces = outgoing_metadata()
         self.chosen = chosen
         self.decision = decision
-        self.sent_by: tuple[Forward, EndpointState] | None = None
+        self.attempt: Attempt | None = None
+        self.cutter: Cutter | None = None
 
     def _remaining(self) -> float | None:
         return None if self.ends is None else max(0.0, self.ends - monotonic())
@@ -120,7 +122,7 @@ class Trip:
                 return await self._send(decision)
             except NoHealthyUpstream as error:
                 if not self.waits:
-                    raise given_up(error) from None
+                    raise given_up(error, decision) from None
             await self._pause(_ROUND)
             self.decision = None
             decision = self.decide(await self._known_plan())
@@ -165,8 +167,9 @@ class Trip:
             **self.arguments,
         )
 
-    def limit(self, forward: Forward) -> float | None:
-        return limit_of(self._remaining(), forward)
+    def limit(self, forward: Forward) -> Limit:
+        streams = not self.method.unary_request
+        return Limit(self._remaining(), forward, monotonic(), streams=streams)
 
     def pick(self, forward: Forward, refused: set[EndpointState]) -> EndpointState:
         """The balancer's choice, or another endpoint if that one is known to be down."""
@@ -188,13 +191,11 @@ class Trip:
 
     async def _attempts(self, forward: Forward) -> Any:
         """Attempts until one has a connection."""
-        seconds = self.limit(forward)
-        ends = None if seconds is None else monotonic() + seconds
+        limit = self.limit(forward)
         refused: set[EndpointState] = set()
         while True:
             endpoint = self.pick(forward, refused)
-            left = None if ends is None else ends - monotonic()
-            call = self.start(forward, endpoint, left, waits=False)
+            call = self.start(forward, endpoint, limit, waits=False)
             if not await self._refused(forward, endpoint, call):
                 return call
             refused.add(endpoint)
@@ -206,19 +207,18 @@ class Trip:
             await self._pause(_ROUND)
 
     def start(
-        self,
-        forward: Forward,
-        endpoint: EndpointState,
-        timeout: float | None,
-        *,
-        waits: bool | None,
+        self, forward: Forward, endpoint: EndpointState, limit: Limit, *, waits: bool | None
     ) -> Any:
         """A call of grpc on a picked endpoint."""
+        request = self.request
+        if forward.timeout is not None and not self.method.unary_request:
+            self.cutter = Cutter(limit)
+            request = told(request, self.cutter.requested)
         try:
             line = self.method.callable(forward, endpoint)
             call = line.call(
-                self.request,
-                timeout=timeout if timeout is None else max(0.0, timeout),
+                request,
+                timeout=limit.left(monotonic()),
                 metadata=mutated(forward, self.metadata),
                 wait_for_ready=waits,
                 **self.arguments,
@@ -227,8 +227,16 @@ class Trip:
             endpoint.release()
             raise
         call.add_done_callback(line.done)
-        self.sent_by = (forward, endpoint)
+        self.attempt = attempt = Attempt(forward, endpoint, limit, self.method.is_down)
+        call.add_done_callback(lambda _: attempt.over(monotonic()))
+        if self.cutter is not None:
+            self.cutter.watch(call)
         return call
+
+    def requested(self) -> None:
+        """The application has written its last request."""
+        if self.cutter is not None:
+            self.cutter.requested()
 
     async def _refused(self, forward: Forward, endpoint: EndpointState, call: Any) -> bool:
         """Whether the call ended because the endpoint refused the connection."""
@@ -245,28 +253,57 @@ class Trip:
             raise
         return failed and self.method.is_down(forward, endpoint)
 
-    # --- for the call that the application holds ---
 
-    def changed(self, metadata: Any) -> Any:
-        if self.sent_by is None or not self.sent_by[0].changes_response:
-            return metadata
-        headers = self.sent_by[0].response_headers(tuple(metadata or ()))
-        return grpc.aio.Metadata(*sendable(headers))
+class Cutter:
+    """Cancels a call of grpc when the route's timeout is over, which starts with its last request.
 
-    def seen(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
-        if self.sent_by is None:
-            return error
-        forward, endpoint = self.sent_by
-        seen = error
-        if forward.changes_response:
-            seen = grpc.aio.AioRpcError(
-                error.code(),
-                self.changed(error.initial_metadata()),
-                error.trailing_metadata(),
-                error.details(),
-                error.debug_error_string(),
-            )
-        expired = forward.timeout is not None and self._remaining() != 0
-        code, details = error.code(), error.details()
-        seen.__cause__ = cause_of(code, details, forward, endpoint.target, expired)
-        return seen
+    Touched by its event loop only.
+    """
+
+    def __init__(self, limit: Limit) -> None:
+        self._limit = limit
+        self._call: Any = None
+        self._answer: asyncio.Task[Any] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, call: Any) -> None:
+        self._call = weakref.ref(call)
+        call.add_done_callback(self._over)
+
+    def requested(self) -> None:
+        call = self._call() if self._call is not None else None
+        seconds = self._limit.of_request_end(monotonic())
+        if call is None or call.done() or seconds is None or self._timer is not None:
+            return
+        loop = asyncio.get_running_loop()
+        self._answer = loop.create_task(call.initial_metadata())
+        self._timer = loop.call_later(seconds, self._cut)
+
+    def _cut(self) -> None:
+        call = self._call()
+        if call is not None and not call.done():
+            if self._answer is not None and self._answer.done():
+                self._limit.answered = True
+            self._limit.cut = True
+            call.cancel()
+
+    def _over(self, call: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def told(requests: Any, exhausted: Callable[[], None]) -> Any:
+    """The requests of a call, sync or async, that tell when they are exhausted."""
+    if requests is None:
+        return None
+
+    async def all_async() -> AsyncIterator[Any]:
+        async for request in requests:
+            yield request
+        exhausted()
+
+    def all_sync() -> Iterator[Any]:
+        yield from requests
+        exhausted()
+
+    return all_async() if isinstance(requests, AsyncIterable) else all_sync()

@@ -12,17 +12,22 @@ from typing import Any
 
 import grpc
 
+from meshsdk._grpc.attempt import Attempt
 from meshsdk._grpc.values import Failure
 
-_REPR = '<{} of RPC that terminated with:\n\tstatus = {}\n\tdetails = "{}"\n>'
+_REPR = (
+    '<{} of RPC that terminated with:\n\tstatus = {}\n\tdetails = "{}"\n'
+    '\tdebug_error_string = "{}"\n>'
+)
 _CANCELLED = Failure(grpc.StatusCode.CANCELLED, "Locally cancelled by application!")
 CHANNEL_CLOSED = Failure(grpc.StatusCode.CANCELLED, "Channel closed!")
 
 
 class MeshRpcError(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
-    """A call that the mesh ended without an endpoint: an error, a finished call and a future.
+    """A call that the mesh ended: an error, a finished call and a future.
 
-    `__cause__` is the mesh's own error (`meshsdk.errors`) where there is one.
+    Code and details are what Envoy answers. Why is in `__cause__`, the mesh's own error
+    (`meshsdk.errors`) where there is one, and in `debug_error_string()`.
     """
 
     def __init__(self, failure: Failure) -> None:
@@ -37,10 +42,10 @@ class MeshRpcError(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-
         return self._failure.details
 
     def debug_error_string(self) -> str:
-        return f"{self._failure.code.name}:{self._failure.details}"
+        return self._failure.debug
 
     def initial_metadata(self) -> Any:
-        return ()
+        return tuple(self._failure.initial)
 
     def trailing_metadata(self) -> Any:
         return tuple(self._failure.trailing)
@@ -87,7 +92,8 @@ class MeshRpcError(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-
     next = __next__
 
     def __repr__(self) -> str:
-        return _REPR.format(type(self).__name__, self.code(), self.details())
+        parts = (self.code(), self.details(), self.debug_error_string())
+        return _REPR.format(type(self).__name__, *parts)
 
     __str__ = __repr__
 
@@ -100,18 +106,20 @@ def _traceback_of(error: BaseException) -> TracebackType | None:
 
 
 class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
-    """A call of grpc that starts later, or whose initial metadata the route changes.
+    """A call of grpc that starts later, or of whose answer or end the mesh makes something else.
 
     Like grpc's own call objects it is the error that it raises. `_inner` is the call of grpc, or
     a `MeshRpcError`, once there is one; `_condition` guards it, `_callbacks` and `_attempt`.
     """
 
-    def __init__(self, ends: float | None = None, inner: Any = None) -> None:
+    def __init__(
+        self, ends: float | None = None, inner: Any = None, attempt: Attempt | None = None
+    ) -> None:
         super().__init__()
         self.pause = threading.Event()
         """Set when the call is cancelled before it has begun."""
-        self.change: Callable[[Any], Any] | None = None
-        """What the route does to initial metadata."""
+        self._watched = attempt
+        self._failed: MeshRpcError | None = None
         self._ends = ends
         self._inner: Any = inner
         self._attempt: Any = None
@@ -128,12 +136,24 @@ class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
         if cancelled and attempt is not None:
             attempt.cancel()
 
+    def watch(self, attempt: Attempt, inner: Any) -> None:
+        """`inner`, which will be the call, is this attempt: it may end by the mesh."""
+        self._watched = attempt
+
+        def over() -> None:
+            attempt.over(time.monotonic())
+
+        if not inner.add_callback(over):
+            over()
+
     def begin(self, inner: Any) -> bool:
         """The call is `inner` from now on; False when it was cancelled before."""
         with self._condition:
             if self._inner is not None:
                 return False
             self._inner = inner
+            if isinstance(inner, MeshRpcError):
+                self._watched = None  # an attempt before it is not the end
             self.__cause__ = inner.__cause__ if isinstance(inner, BaseException) else None
             callbacks, self._callbacks = self._callbacks, []
             self._condition.notify_all()
@@ -152,21 +172,42 @@ class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
                     raise grpc.FutureTimeoutError
         return self._inner
 
+    def _ended(self) -> Any:
+        """The inner call, or what the mesh makes of its end; waits for the end."""
+        inner = self._call()
+        attempt = self._watched
+        if attempt is None or self._failed is not None:
+            return self._failed or inner
+        code = inner.code()
+        if code is grpc.StatusCode.OK:
+            return inner
+        failure = attempt.failure(code, inner.details(), inner.initial_metadata, time.monotonic())
+        if failure is None:
+            return inner
+        self._failed = MeshRpcError(failure)
+        self.__cause__ = failure.cause
+        return self._failed
+
     def code(self) -> Any:
-        return self._call().code()
+        return self._ended().code()
 
     def details(self) -> Any:
-        return self._call().details()
+        return self._ended().details()
 
     def debug_error_string(self) -> Any:
-        return self._call().debug_error_string()
+        return self._ended().debug_error_string()
 
     def initial_metadata(self) -> Any:
-        metadata = self._call().initial_metadata()
-        return self.change(metadata) if self.change else metadata
+        inner = self._call()
+        metadata = inner.initial_metadata()
+        if self._watched is None:
+            return metadata
+        if not metadata and inner.done() and (ended := self._ended()) is not inner:
+            return ended.initial_metadata()
+        return self._watched.initial(metadata)
 
     def trailing_metadata(self) -> Any:
-        return self._call().trailing_metadata()
+        return self._ended().trailing_metadata()
 
     def is_active(self) -> bool:
         return self._inner is None or self._inner.is_active()
@@ -200,7 +241,14 @@ class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
     # --- grpc.Future ---
 
     def cancelled(self) -> bool:
-        return self._inner is not None and self._inner.cancelled()
+        if self._inner is None or not self._inner.cancelled():
+            return False
+        return not self._was_cut
+
+    @property
+    def _was_cut(self) -> bool:
+        """Whether it was the mesh that cancelled it."""
+        return self._watched is not None and self._watched.limit.cut
 
     def running(self) -> bool:
         return self._inner is None or self._inner.running()
@@ -213,14 +261,26 @@ class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
         inner = self._call(timeout)
         try:
             return inner.result(_less(timeout, time.monotonic() - began))
-        except grpc.RpcError as error:
-            raise self from error.__cause__
+        except grpc.FutureCancelledError:
+            if not self._was_cut:
+                raise
+        except grpc.RpcError:
+            pass
+        raise self from self._ended().__cause__
 
     def exception(self, timeout: float | None = None) -> Any:
         began = time.monotonic()
         inner = self._call(timeout)
-        error = inner.exception(_less(timeout, time.monotonic() - began))
-        return self if isinstance(error, grpc.RpcError) else error
+        try:
+            error = inner.exception(_less(timeout, time.monotonic() - began))
+        except grpc.FutureCancelledError:
+            if not self._was_cut:
+                raise
+            error = inner
+        if not isinstance(error, grpc.RpcError):
+            return error
+        self._ended()
+        return self
 
     def traceback(self, timeout: float | None = None) -> TracebackType | None:
         return _traceback_of(self) if self.exception(timeout) is self else None
@@ -234,16 +294,19 @@ class MeshCall(grpc.RpcError, grpc.Call, grpc.Future):  # type: ignore[type-arg]
 
     def __next__(self) -> Any:
         try:
-            return next(self._call())
-        except grpc.RpcError as error:
-            raise self from error.__cause__
+            response = next(self._call())
+        except grpc.RpcError:
+            raise self from self._ended().__cause__
+        if self._watched is not None:
+            self._watched.limit.answered = True
+        return response
 
     next = __next__
 
     def __repr__(self) -> str:
         if self._inner is None:
             return f"<{type(self).__name__} object, not started>"
-        return f"<{type(self).__name__} of {self._inner!r}>"
+        return f"<{type(self).__name__} of {self._failed or self._inner!r}>"
 
     __str__ = __repr__
 

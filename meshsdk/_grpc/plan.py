@@ -16,7 +16,8 @@ class Way:
     """A `Forward` made ready for the hot path.
 
     Attributes:
-        timeout: seconds for a call without a timeout of its own. cap: upper limit of its own.
+        timeout: seconds for a call without a timeout of its own. cap: upper limit of its own;
+            None means that there is neither.
     """
 
     __slots__ = ("cap", "choose", "forward", "lane", "timeout")
@@ -29,6 +30,12 @@ class Way:
         most = forward.max_grpc_timeout
         if most is not None and (self.cap is None or most < self.cap):
             self.cap = most
+
+    def within(self, timeout: float | None) -> float | None:
+        """Seconds that a call may take whose caller allows `timeout`."""
+        if timeout is None:
+            return self.timeout
+        return timeout if self.cap is None or timeout <= self.cap else self.cap
 
 
 class Plan:

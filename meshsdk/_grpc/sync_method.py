@@ -19,6 +19,7 @@ from meshsdk.call import Decision, Forward
 from meshsdk.errors import NoHealthyUpstream
 from meshsdk.fork import abandon
 
+_READY = grpc.ChannelConnectivity.READY
 _TRANSIENT_FAILURE = grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
@@ -63,8 +64,20 @@ class SyncMethod(Method):
         return self._pool.name or self._pool.target
 
     def is_down(self, forward: Forward, endpoint: EndpointState) -> bool:
+        return self._state(forward, endpoint) is _TRANSIENT_FAILURE
+
+    def is_ready(self, forward: Forward, endpoint: EndpointState) -> bool:
+        return self._state(forward, endpoint) is _READY
+
+    def _state(self, forward: Forward, endpoint: EndpointState) -> grpc.ChannelConnectivity | None:
+        """State of the channel to an endpoint, None if there is none."""
         channel = self._pool.channel_of(self, forward, endpoint)
-        return channel is not None and state_of(channel) is _TRANSIENT_FAILURE
+        if channel is None:
+            return None
+        try:
+            return state_of(channel)
+        except ValueError:  # closed meanwhile, which ends its calls
+            return grpc.ChannelConnectivity.SHUTDOWN
 
     def pick(self, forward: Forward, refused: set[EndpointState]) -> EndpointState:
         """The balancer's choice, or another endpoint if that one is known to be down."""
@@ -110,7 +123,7 @@ class SyncMethod(Method):
                 try:
                     return trip.send(decision)
                 except NoHealthyUpstream as error:
-                    return MeshRpcError(given_up(error))
+                    return MeshRpcError(given_up(error, decision))
                 except Failure as failure:
                     return MeshRpcError(failure)
         call = trip.call = MeshCall(trip.ends)

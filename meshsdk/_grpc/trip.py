@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
 
+from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.calls import CHANNEL_CLOSED, MeshCall, MeshRpcError
+from meshsdk._grpc.cutter import Cutter, Requests
 from meshsdk._grpc.plan import Plan, mutated
 from meshsdk._grpc.pool import Pool
 from meshsdk._grpc.values import (
     Failure,
-    cause_of,
     connect_failed,
     given_up,
-    limit,
     not_ready,
     out_of_time,
     replied,
@@ -27,7 +27,7 @@ from meshsdk._grpc.values import (
 )
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward, Reply
-from meshsdk.errors import MeshClosed, NoHealthyUpstream, NotReady
+from meshsdk.errors import ConnectFailure, MeshClosed, NoHealthyUpstream, NotReady
 from meshsdk.propagation import outgoing_metadata
 
 if TYPE_CHECKING:
@@ -169,7 +169,7 @@ class Trip:
                 return self.send(decision)
             except NoHealthyUpstream as error:
                 if not self.args.wait_for_ready:
-                    raise given_up(error) from None
+                    raise given_up(error, decision) from None
             self._pause(_ROUND)
             self.decision = None
             decision = self.decide(self._known_plan())
@@ -213,14 +213,14 @@ class Trip:
     def _forward(self, forward: Forward) -> Any:
         """Attempts until one has a connection; where that is not known, the first is the last."""
         metadata = mutated(forward, self.metadata)
-        seconds = limit(self._remaining(), forward)
-        ends = None if seconds is None else monotonic() + seconds
+        streams = not self.method.unary_request
+        limit = Limit(self._remaining(), forward, monotonic(), streams=streams)
         refused: set[EndpointState] = set()
         while True:
             endpoint = self.method.pick(forward, refused)
-            left = None if ends is None else max(0.0, ends - monotonic())
+            attempt = Attempt(forward, endpoint, limit, self.method.is_down)
             try:
-                return self._attempt(forward, endpoint, left, metadata)
+                return self._attempt(attempt, metadata)
             except Unreachable as problem:
                 refused.add(endpoint)
                 if len(refused) < len(forward.cluster.endpoints):
@@ -230,78 +230,103 @@ class Trip:
             refused.clear()
             self._pause(_ROUND)
 
-    def _attempt(
-        self, forward: Forward, endpoint: EndpointState, timeout: float | None, metadata: Any
-    ) -> Any:
-        method = self.method
-        lease = Lease(method.pool, endpoint)
+    def _attempt(self, attempt: Attempt, metadata: Any) -> Any:
+        method, forward, limit = self.method, attempt.forward, attempt.limit
+        lease = Lease(method.pool, attempt.endpoint)
         _, _, credentials, waits, compression = self.args
         if waits and self.replayable:
             waits = False  # waiting for this endpoint would pass by another one that is there
+        request, start, cutter = self.request, self.start, None
+        if not method.unary_request and forward.timeout is not None:
+            cutter = Cutter(limit)
+            request = Requests(request, cutter.requested)
+            start = future if method.blocking else plain
         try:
-            result = self.start(
-                method.callable(forward, endpoint),
-                self.request, timeout, metadata, credentials, waits, compression,
+            result = start(
+                method.callable(forward, attempt.endpoint),
+                request, limit.left(monotonic()), metadata, credentials, waits, compression,
             )  # fmt: skip
         except grpc.RpcError as error:
             lease.end()
-            raise self._judged(error, forward, endpoint) from error.__cause__
+            judged = self._judged(error, attempt)
+            raise judged from judged.__cause__
         except BaseException:
             lease.end()
             raise
-        if method.blocking and self.start is not future:
+        if method.blocking and start is not future:
             lease.end()
-            return self._with_changed_call(forward, result)
-        return self._started(forward, lease, result)
+            return self._with_changed_call(attempt, result)
+        call = self._started(attempt, lease, result, cutter)
+        return call if start is self.start else outcome_of(call, self.start)
 
-    def _judged(self, error: Any, forward: Forward, endpoint: EndpointState) -> BaseException:
+    def _judged(self, error: Any, attempt: Attempt) -> BaseException:
         """The error to raise for an error of grpc: `Unreachable` if another endpoint may do."""
-        expired = forward.timeout is not None and self._remaining() != 0
         code, details = error.code(), error.details()
-        error.__cause__ = cause_of(code, details, forward, endpoint.target, expired)
-        if forward.changes_response:
-            error = changed_call(forward, error)
-        unsent = connect_failed(code, details) and self.method.is_down(forward, endpoint)
-        return Unreachable(error) if unsent and self.replayable else error
+        failure = attempt.failure(code, details, error.initial_metadata, monotonic())
+        if failure is None:
+            return ended(attempt, error) if attempt.forward.changes_response else error
+        seen = MeshRpcError(failure)
+        refused = isinstance(failure.cause, ConnectFailure)
+        return Unreachable(seen) if refused and self.replayable else seen
 
-    def _with_changed_call(self, forward: Forward, result: Any) -> Any:
-        if forward.changes_response and self.start is with_call:
+    def _with_changed_call(self, attempt: Attempt, result: Any) -> Any:
+        if attempt.forward.changes_response and self.start is with_call:
             response, call = result
-            return response, changed_call(forward, call)
+            return response, ended(attempt, call)
         return result
 
-    def _started(self, forward: Forward, lease: Lease, call: Any) -> Any:
+    def _started(self, attempt: Attempt, lease: Lease, call: Any, cutter: Cutter | None) -> Any:
         """Hand on a call object of grpc that has just been started."""
         if not call.add_callback(lease.end):
             lease.end()
         if self.method.pool.single_threaded:
             # Its callbacks run in whoever reads it, so a call that nobody reads would never end.
             weakref.finalize(call, lease.end).atexit = False
+        if cutter is not None:
+            cutter.watch(call)
         if self.call is None:
-            return changed_call(forward, call) if forward.changes_response else call
-        self.call.change = changes(forward)
+            if not self._looked_into(attempt):
+                return call
+            seen = MeshCall(inner=call)
+            seen.watch(attempt, call)
+            return seen
+        self.call.watch(attempt, call)
         if self.replayable:
             self.call.trying(call)
             call.initial_metadata()
             if call.done() and connect_failed(call.code(), call.details()):
-                judged = self._judged(call, forward, lease.endpoint)
+                judged = self._judged(call, attempt)
                 if isinstance(judged, Unreachable):
                     raise judged
         return call
 
+    def _looked_into(self, attempt: Attempt) -> bool:
+        """Whether the application may have to see something else than the call of grpc tells."""
+        forward = attempt.forward
+        if forward.changes_response or attempt.limit.expires is not None:
+            return True
+        if forward.timeout is not None and not self.method.unary_request:
+            return True
+        return not self.method.is_ready(forward, attempt.endpoint)
 
-def changes(forward: Forward) -> Callable[[Any], Any] | None:
-    """What the route does to the initial metadata of a response."""
-    if not forward.changes_response:
-        return None
-    return lambda metadata: tuple(forward.response_headers(tuple(metadata or ())))
+
+def ended(attempt: Attempt, call: Any) -> MeshCall:
+    """A call of grpc that is over, its metadata changed as the route says."""
+    seen = MeshCall(inner=call, attempt=attempt)
+    seen.__cause__ = call.__cause__ if isinstance(call, BaseException) else None
+    return seen
 
 
-def changed_call(forward: Forward, call: Any) -> MeshCall:
-    changed = MeshCall(inner=call)
-    changed.__cause__ = call.__cause__ if isinstance(call, BaseException) else None
-    changed.change = changes(forward)
-    return changed
+def outcome_of(call: Any, start: Start) -> Any:
+    """What a blocking call returns or raises, of a call that had to be one that can be cut."""
+    try:
+        response = call.result()
+    except grpc.RpcError:
+        raise
+    except BaseException:
+        call.cancel()
+        raise
+    return (response, call) if start is with_call else response
 
 
 def drive(trip: Trip, call: MeshCall) -> None:

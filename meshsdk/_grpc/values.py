@@ -1,4 +1,4 @@
-"""gRPC's view of a decision, without I/O: targets, limits, metadata, status codes."""
+"""gRPC's view of a decision, without I/O: targets, metadata, status codes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import grpc
 
-from meshsdk.call import Forward, Reply
-from meshsdk.errors import CallError, ConnectFailure, NotReady, RouteTimeout
+from meshsdk.call import Decision, Forward, Reply
+from meshsdk.errors import CallError, NotReady
 
 Pairs = Sequence[tuple[str, Any]]
 
@@ -43,16 +43,6 @@ def host_of(authority: str) -> str:
     """`authority` without its port."""
     host, colon, port = authority.rpartition(":")
     return host.strip("[]") if colon and port.isdigit() else authority
-
-
-def limit(timeout: float | None, forward: Forward) -> float | None:
-    """Seconds that the call may take: the least of the caller's, the route's and its cap."""
-    bounds = [forward.timeout] if forward.timeout is not None else []
-    if timeout is not None:
-        bounds.append(timeout)
-        if forward.max_grpc_timeout is not None:
-            bounds.append(forward.max_grpc_timeout)
-    return min(bounds, default=None)
 
 
 # --- metadata --------------------------------------------------------------------------------
@@ -110,8 +100,10 @@ class Failure(Exception):
     """A call ended by the mesh before or instead of a call of grpc; never leaves the adapters.
 
     Attributes:
-        code, details: as the application sees them. trailing: metadata of the mesh's own answer.
+        code, details: as through Envoy; `details` may be empty.
         cause: the mesh's error, `__cause__` of what the application sees.
+        trailing: metadata of the mesh's own answer. initial: what a server had sent before.
+        debug: `debug_error_string`, with what Envoy keeps to itself: why.
     """
 
     def __init__(
@@ -120,16 +112,22 @@ class Failure(Exception):
         details: str,
         cause: Exception | None = None,
         trailing: Pairs = (),
+        *,
+        initial: Pairs = (),
+        why: str = "",
     ) -> None:
         super().__init__(details)
         self.code = code
         self.details = details
         self.cause = cause
         self.trailing = trailing
+        self.initial = initial
+        why = why or str(cause or "")
+        self.debug = f"{code.name}:{details}" + (f" ({why})" if why not in ("", details) else "")
 
 
 def replied(reply: Reply) -> Failure:
-    """What a gRPC caller sees of a mesh reply: status by code, body as message (as in Envoy).
+    """What a gRPC caller sees of a mesh reply: status by code, body as details (as in Envoy).
 
     An answer without gRPC status (a redirect, a direct response) is never a success: a plain HTTP
     answer carries no gRPC message.
@@ -137,17 +135,18 @@ def replied(reply: Reply) -> Failure:
     code = CODES.get(reply.grpc_code, grpc.StatusCode.UNKNOWN)
     if code is grpc.StatusCode.OK:
         code = grpc.StatusCode.UNKNOWN
-    message = reply.grpc_message or f"the mesh answered with HTTP status {reply.status}"
     trailing = [pair for pair in reply.headers if pair[0] not in ("content-type", "content-length")]
-    return Failure(code, message, reply.error, sendable(trailing))
+    why = "" if reply.error else f"the mesh answered with HTTP status {reply.status}"
+    return Failure(code, reply.grpc_message, reply.error, sendable(trailing), why=why)
 
 
-def given_up(error: CallError) -> Failure:
-    return replied(Reply.of(error))
+def given_up(error: CallError, decision: Decision) -> Failure:
+    """What a gRPC caller sees of a call that failed after it was decided."""
+    return replied(decision.reply(error) if isinstance(decision, Forward) else Reply.of(error))
 
 
-def out_of_time(cause: Exception | None = None) -> Failure:
-    return Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded", cause)
+def out_of_time() -> Failure:
+    return Failure(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
 
 def not_ready(name: str, error: NotReady, seconds: float | None, *, expired: bool) -> Failure:
@@ -174,17 +173,3 @@ def connect_failed(code: grpc.StatusCode | None, details: str | None) -> bool:
     A server may send the same words on: callers check the state of the channel too.
     """
     return code is grpc.StatusCode.UNAVAILABLE and (details or "").startswith(_CONNECT_FAILED)
-
-
-def cause_of(
-    code: grpc.StatusCode | None, details: str | None, forward: Forward, target: str, expired: bool
-) -> CallError | None:
-    """The mesh's name for a failure that grpc reports; None when it is the server's answer."""
-    name, cluster = forward.route.name, forward.cluster.cluster.name
-    if connect_failed(code, details):
-        what = f"{target}: {details}"
-        return ConnectFailure(what, route=name, cluster=cluster, endpoint=target)
-    if expired and code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        what = f"route {name!r} allows {forward.timeout} s"
-        return RouteTimeout(what, route=name, cluster=cluster, endpoint=target, sent=True)
-    return None

@@ -6,11 +6,10 @@ Every test runs over the sync and the aio channel, through one blocking shape of
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -18,8 +17,8 @@ import grpc.aio
 import pytest
 
 from meshsdk import errors
-from meshsdk.grpc import MeshChannel, MeshRpcError, client_interceptor
-from meshsdk.grpc_aio import MeshAioChannel, client_interceptors
+from meshsdk.grpc import MeshRpcError, client_interceptor
+from meshsdk.grpc_aio import client_interceptors
 from meshsdk.matching import Fraction, HeaderMatch, PathKind, PathMatch, StringKind, StringMatch
 from meshsdk.model import (
     DirectResponseAction,
@@ -36,7 +35,7 @@ from meshsdk.model import (
 from meshsdk.propagation import serving
 from tests.support.ads import wait_until
 from tests.support.echo_grpc import EchoReply, EchoRequest, EchoServer, EchoStub
-from tests.support.grpc_clients import NAME, attempts
+from tests.support.grpc_clients import NAME, Client, attempts, calls_of
 from tests.support.static_mesh import ANY, PASSTHROUGH, StaticMesh, forward
 
 ALWAYS = Fraction(100)
@@ -59,115 +58,12 @@ def b() -> Iterator[EchoServer]:
         yield made
 
 
-class Client:
-    """One channel, sync or aio, used the same way by the tests: blocking."""
-
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
-        self.mesh = StaticMesh()
-        self.loop: Any = None
-        self.channel: Any = None
-        if kind == "aio":
-            self.loop = asyncio.new_event_loop()
-            threading.Thread(target=self.loop.run_forever, daemon=True).start()
-
-    def run(self, coroutine: Any) -> Any:
-        self.ready()
-        return self._run(coroutine)
-
-    def _run(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(20)
-
-    def open(self, target: str = NAME, **more: Any) -> Client:
-        if self.kind == "sync":
-            self.channel = MeshChannel(self.mesh, target, **more)
-        else:
-
-            async def make() -> Any:
-                return MeshAioChannel(self.mesh, target, **more)
-
-            self.channel = self._run(make())
-        return self
-
-    @property
-    def stub(self) -> Any:
-        self.ready()
-        return EchoStub(self.channel)
-
-    def ready(self) -> None:
-        """Open the channel, from the test's own thread."""
-        if self.channel is None:
-            self.open()
-
-    def unary(self, text: str = "hi", arguments: Any = None, **request: Any) -> Any:
-        """The response; or the error raised."""
-        message = EchoRequest(text=text, **request)
-        arguments = {"timeout": 10, **(arguments or {})}
-        if self.kind == "sync":
-            return self.stub.Unary(message, **arguments)
-
-        async def call() -> Any:
-            return await self.stub.Unary(message, **arguments)
-
-        return self.run(call())
-
-    def outcome(self, method: str, *arguments: Any, **more: Any) -> tuple[Any, list[Any], Any]:
-        """(code, responses, initial metadata) of a call of any arity."""
-        if self.kind == "sync":
-            return self._outcome(method, *arguments, **more)
-        return self.run(self._aio_outcome(method, *arguments, **more))
-
-    def _outcome(self, method: str, *arguments: Any, **more: Any) -> tuple[Any, list[Any], Any]:
-        call: Any = getattr(self.stub, method)
-        if method in ("Unary", "Up"):
-            call = call.future(*arguments, **more)
-            replies = [] if call.exception() else [call.result()]
-        else:
-            call = call(*arguments, **more)
-            replies = []
-            with contextlib.suppress(grpc.RpcError):
-                replies.extend(call)
-        return call.code(), replies, call.initial_metadata()
-
-    async def _aio_outcome(self, method: str, *arguments: Any, **more: Any) -> Any:
-        call = getattr(self.stub, method)(*arguments, **more)
-        replies = []
-        try:
-            if method in ("Unary", "Up"):
-                replies.append(await call)
-            else:
-                replies = [reply async for reply in call]
-        except grpc.RpcError:
-            pass
-        return await call.code(), replies, await call.initial_metadata()
-
-    def failure(self, *arguments: Any, **more: Any) -> Any:
-        with pytest.raises(grpc.RpcError) as caught:
-            self.unary(*arguments, **more)
-        return caught.value
-
-    def close(self) -> None:
-        if self.kind == "sync":
-            if self.channel is not None:
-                self.channel.close()
-        else:
-            if self.channel is not None:
-                self.run(self.channel.close())
-            self.loop.call_soon_threadsafe(self.loop.stop)
-
-
 @pytest.fixture(params=["sync", "aio"])
 def client(request: pytest.FixtureRequest) -> Iterator[Client]:
     made = Client(request.param)
     yield made
     made.close()
     wait_until(lambda: attempts(made.mesh.snapshot) == 0, what="every attempt ended")
-
-
-def calls_of(method: str) -> list[Any]:
-    """Arguments for a call of `method`."""
-    message = EchoRequest(text="x", count=1)
-    return [iter([message])] if method in ("Up", "Both") else [message]
 
 
 METHODS = pytest.mark.parametrize("method", ["Unary", "Down", "Up", "Both"])
@@ -285,64 +181,6 @@ def test_round_robin_over_endpoints(client: Client, a: EchoServer, b: EchoServer
     client.mesh.listen(NAME, forward("v1"))
     seen = [client.unary().server for _ in range(20)]
     assert seen.count("a") == seen.count("b") == 10
-
-
-# --- limits ----------------------------------------------------------------------------------
-
-
-@METHODS
-def test_route_timeout(client: Client, a: EchoServer, method: str) -> None:
-    client.mesh.endpoints("v1", a.target)
-    client.mesh.listen(NAME, forward("v1", timeout=0.1))
-    message = EchoRequest(count=1, delay=1)
-    began = time.monotonic()
-    # The server of Up answers as soon as it has all requests: they do not end.
-    proceed = threading.Event()
-    if method == "Up":
-        argument: Any = _held(message, proceed) if client.kind == "sync" else _aio_held(message)
-    else:
-        argument = iter([message]) if method == "Both" else message
-    code, _, _ = client.outcome(method, argument, timeout=10)
-    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 0.8
-    proceed.set()
-
-
-def _held(message: Any, proceed: threading.Event) -> Iterator[Any]:
-    yield message
-    proceed.wait(5)
-
-
-async def _aio_held(message: Any) -> AsyncIterator[Any]:
-    yield message
-    await asyncio.sleep(5)
-
-
-def test_route_timeout_names_the_route(client: Client, a: EchoServer) -> None:
-    client.mesh.endpoints("v1", a.target)
-    client.mesh.listen(NAME, forward("v1", timeout=0.1))
-    error = client.failure(delay=1, arguments={"timeout": None})
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    if client.kind == "sync":
-        assert isinstance(error.__cause__, errors.RouteTimeout)
-        assert error.__cause__.endpoint == a.target
-
-
-def test_the_callers_deadline_wins_when_it_is_shorter(client: Client, a: EchoServer) -> None:
-    client.mesh.endpoints("v1", a.target)
-    client.mesh.listen(NAME, forward("v1", timeout=5))
-    began = time.monotonic()
-    error = client.failure(delay=1, arguments={"timeout": 0.1})
-    assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert time.monotonic() - began < 0.8
-    assert error.__cause__ is None
-
-
-def test_the_cap_on_the_callers_deadline(client: Client, a: EchoServer) -> None:
-    client.mesh.endpoints("v1", a.target)
-    client.mesh.listen(NAME, forward("v1", max_grpc_timeout=0.1))
-    assert client.failure(delay=1, arguments={"timeout": 5}).code().name == "DEADLINE_EXCEEDED"
-    assert client.unary(delay=0.2, arguments={"timeout": None}).text == "hi"
 
 
 # --- faults ----------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ class _Servicer(echo_pb2_grpc.EchoServicer):
     def _begin(self, context: Any) -> None:
         self._server.calls += 1
         self._server.peers.add(context.peer())
-        context.send_initial_metadata((("x-server", self._server.name), ("x-who", "server")))
+        if self._server.early:
+            context.send_initial_metadata((("x-server", self._server.name), ("x-who", "server")))
         context.set_trailing_metadata((("x-trailing", "bye"), ("x-bytes-bin", b"\x00\xff")))
 
     def _answer(self, text: str, context: Any) -> Any:
@@ -62,9 +63,12 @@ class _Servicer(echo_pb2_grpc.EchoServicer):
     def Up(self, request_iterator: Any, context: Any) -> Any:
         self._begin(context)
         texts = []
+        delay = 0.0
         for request in request_iterator:
             texts.append(request.text)
+            delay = request.delay
             self._end(request, context)
+        time.sleep(delay)
         return self._answer(",".join(texts), context)
 
     def Both(self, request_iterator: Any, context: Any) -> Iterator[Any]:
@@ -88,6 +92,9 @@ class _Unregistered:
 class EchoServer:
     """An echo server on loopback.
 
+    Args:
+        early: send metadata as soon as a call arrives; if not, no sooner than the first answer.
+
     Attributes:
         calls: how many calls have arrived. peers: the connections that they came by.
     """
@@ -97,10 +104,12 @@ class EchoServer:
         name: str = "echo",
         *,
         address: str = "127.0.0.1:0",
+        early: bool = True,
         credentials: grpc.ServerCredentials | None = None,
         **options: Any,
     ) -> None:
         self.name = name
+        self.early = early
         self.calls = 0
         self.peers: set[str] = set()
         self._server = grpc.server(

@@ -1,14 +1,11 @@
-"""gRPC's view of targets, limits, metadata and replies."""
+"""gRPC's view of targets, metadata and replies."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from meshsdk import errors
 from meshsdk._grpc import values
@@ -48,19 +45,6 @@ def test_host_of(authority: str, host: str) -> None:
     assert values.host_of(authority) == host
 
 
-@given(
-    own=st.none() | st.floats(0, 100),
-    route=st.none() | st.floats(0, 100),
-    cap=st.none() | st.floats(0, 100),
-)
-def test_limit_is_the_least_bound_and_the_cap_is_for_own_deadlines(
-    own: float | None, route: float | None, cap: float | None
-) -> None:
-    forward: Any = SimpleNamespace(timeout=route, max_grpc_timeout=cap)
-    bounds = [own, route] + ([cap] if own is not None else [])
-    assert values.limit(own, forward) == min((b for b in bounds if b is not None), default=None)
-
-
 def test_traces_do_not_replace_what_the_caller_set() -> None:
     traces = (("traceparent", "t"), ("x-request-id", "r"))
     assert values.with_traces(None, traces) == traces
@@ -93,8 +77,12 @@ def test_replies() -> None:
     assert isinstance(failure.cause, errors.NoHealthyUpstream)
     redirect = values.replied(Reply(301, (("location", "x"), ("content-type", "text/plain"))))
     assert redirect.code is grpc.StatusCode.UNKNOWN
-    assert redirect.details == "the mesh answered with HTTP status 301"
+    assert redirect.details == ""
+    assert redirect.debug == "UNKNOWN: (the mesh answered with HTTP status 301)"
     assert redirect.trailing == (("location", "x"),)
+    lost = values.replied(Reply.of(errors.NoRoute("no route for GET /")))
+    assert (lost.code, lost.details) == (grpc.StatusCode.UNIMPLEMENTED, "")
+    assert lost.debug == "UNIMPLEMENTED: (no route for GET /)"
     assert values.replied(Reply(200, grpc_code=0)).code is grpc.StatusCode.UNKNOWN
     assert values.replied(Reply(500, grpc_code=99)).code is grpc.StatusCode.UNKNOWN
 
