@@ -110,6 +110,10 @@ def environment(args: argparse.Namespace, outside: Mapping[str, str]) -> dict[st
             environ[variable] = value
     if args.label:
         environ["MESHSDK_LABELS"] = ",".join(args.label)
+    for name, meant in settings.misspelt(environ).items():
+        # Said here, once: not again by every process of the program.
+        del environ[name]
+        print(f"meshsdk run: {name} is not known; did you mean {meant}?", file=sys.stderr)
     settings.load({}, environ)
     ports_of(environ)
     drain_of(environ)

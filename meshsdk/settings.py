@@ -119,7 +119,8 @@ def load(arguments: Mapping[str, Any], environ: Mapping[str, str] = os.environ) 
         ConfigurationError: names the argument or variable and says what would be right.
     """
     source = _Source(arguments, environ)
-    _warn_of_misspelt(environ)
+    for name, meant in misspelt(environ).items():
+        _log.warning("environment variable %s is not known; did you mean %s?", name, meant)
     if not source.flag("enabled", True):
         return Settings(
             enabled=False,
@@ -286,14 +287,13 @@ def _own_address(bootstrap: Bootstrap) -> str:
         return str(probe.getsockname()[0])
 
 
-def _warn_of_misspelt(environ: Mapping[str, str]) -> None:
+def misspelt(environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are none of ours and look like one; each with the one that is meant."""
     known = _OTHERS.union(VARIABLES.values())
     unknown = [name for name in environ if name.startswith("MESHSDK_") and name not in known]
     if not unknown:
-        return
+        return {}
     import difflib
 
-    for name in unknown:
-        close = difflib.get_close_matches(name, known, 1, 0.88)
-        if close:
-            _log.warning("environment variable %s is not known; did you mean %s?", name, close[0])
+    close = {name: difflib.get_close_matches(name, known, 1, 0.88) for name in unknown}
+    return {name: found[0] for name, found in close.items() if found}

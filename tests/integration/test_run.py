@@ -16,6 +16,7 @@ from typing import Any
 import grpc
 import pytest
 
+from meshsdk.__main__ import main
 from tests.support.ads import AdsServer, wait_until
 from tests.support.echo_grpc import EchoRequest, EchoServer, EchoStub
 from tests.support.resources import service
@@ -62,6 +63,41 @@ def far(ads_server: AdsServer) -> Iterator[AdsServer]:
         ads_server.set(service("far.test:80", [("127.0.0.1", http.port)]))
         ads_server.set(service("echo.test:50051", [("127.0.0.1", echo.port)]))
         yield ads_server
+
+
+# --- what is typed wrongly -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (
+            ["run", "--lable", "app=a", "app.py"],
+            "python -m meshsdk run: unknown flag --lable, did you mean --label?;",
+        ),
+        (["run", "--label"], "python -m meshsdk run: argument --label: expected one argument;"),
+        (["run"], "python -m meshsdk run: the following arguments are required: PROGRAM"),
+        (["doctor", "--bogus"], "python -m meshsdk doctor: unknown flag --bogus;"),
+        (["doctr"], "python -m meshsdk: argument COMMAND: invalid choice: 'doctr'"),
+    ],
+)
+def test_wrong_words_are_one_line_and_64(
+    argv: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 64
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(said)
+    assert line.endswith("--help")
+
+
+def test_a_misspelt_variable_is_said_once(script: Any) -> None:
+    path = script("import os, meshsdk; meshsdk.Mesh().close(); print(os.environ['PATH'])")
+    done = run(path, MESHSDK_LABLES="app=a", MESHSDK_ENABLED="true")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("MESHSDK_LABLES") == 1, done.stderr
+    assert "did you mean MESHSDK_LABELS?" in done.stderr
 
 
 # --- as if run directly ----------------------------------------------------------------------
