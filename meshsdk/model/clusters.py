@@ -5,8 +5,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from meshsdk.model.balancing import Balancing, LbConfig
 from meshsdk.model.upstream import DEFAULT_DNS, Dns, SocketMatch, UpstreamTls
 
 
@@ -21,13 +22,6 @@ class ClusterKind(enum.Enum):
     """Look up the host that the call names (`envoy.clusters.dynamic_forward_proxy`)."""
     AGGREGATE = "AGGREGATE"
     """The priorities of other clusters, one after the other (`envoy.clusters.aggregate`)."""
-
-
-class Balancing(enum.Enum):
-    ROUND_ROBIN = "ROUND_ROBIN"
-    RANDOM = "RANDOM"
-    LEAST_REQUEST = "LEAST_REQUEST"
-    CLUSTER_PROVIDED = "CLUSTER_PROVIDED"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +39,8 @@ class Health(enum.Enum):
     TIMEOUT = "TIMEOUT"
     DEGRADED = "DEGRADED"
 
-    @property
-    def usable(self) -> bool:
-        return self in (Health.UNKNOWN, Health.HEALTHY, Health.DEGRADED)
+    def __init__(self, name: str) -> None:
+        self.healthy = name in ("UNKNOWN", "HEALTHY")
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +81,32 @@ class LocalityEndpoints:
 
 
 @dataclass(frozen=True, slots=True)
+class Drop:
+    """Calls that are to be answered 503 to lower the load; one category of them."""
+
+    category: str
+    per_million: int
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
-    """ClusterLoadAssignment: the endpoints of a cluster, by locality."""
+    """ClusterLoadAssignment: the endpoints of a cluster, by locality.
+
+    Attributes:
+        overprovisioning: percent; 140 means that a priority takes all its calls down to 72 % of
+            healthy endpoints.
+        drops: looked at one after another, each for the calls that the one before left.
+        weighted_priority_health: the health of a priority is that of its weights, not its count.
+    """
 
     name: str
     localities: tuple[LocalityEndpoints, ...] = ()
     overprovisioning: int = 140
+    drops: tuple[Drop, ...] = ()
+    weighted_priority_health: bool = False
+
+
+DEFAULT_LB: Final = LbConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,7 @@ class Cluster:
     kind: ClusterKind = ClusterKind.EDS
     eds_name: str = ""
     balancing: Balancing = Balancing.ROUND_ROBIN
-    choice_count: int = 2
+    lb: LbConfig = DEFAULT_LB
     connect_timeout: float = 5.0
     assignment: Assignment | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict, hash=False)

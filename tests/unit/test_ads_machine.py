@@ -295,10 +295,12 @@ def test_a_response_when_nothing_is_wanted_any_more_is_acked() -> None:
 
 def test_warnings_name_the_resource() -> None:
     m = started(["a"])
-    result = m.received(response(CLUSTER, [cluster("a", lb="RING_HASH")], "1"), 1.0)
+    noted = cluster("a", lb="LEAST_REQUEST")
+    noted.least_request_lb_config.active_request_bias.default_value = -1
+    result = m.received(response(CLUSTER, [noted], "1"), 1.0)
     assert result.rejected == ()
     assert result.warnings == (
-        "Cluster a: lb_policy: RING_HASH is not supported, ROUND_ROBIN is used",
+        "Cluster a: least_request_lb_config.active_request_bias: is -1.0, 1 is used, as by Envoy",
     )
 
 

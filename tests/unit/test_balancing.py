@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from meshsdk.balancing import ClusterPool, ClusterView
 from meshsdk.errors import NoHealthyUpstream
-from meshsdk.model import Assignment, Balancing, Cluster, Endpoint, Health, LocalityEndpoints
+from meshsdk.model import (
+    Assignment,
+    Balancing,
+    Cluster,
+    Endpoint,
+    Health,
+    LbConfig,
+    LocalityEndpoints,
+)
 
 
 def endpoints(*weights: int, port: int = 9000) -> Assignment:
@@ -85,9 +93,17 @@ def test_nothing_usable_is_an_error_that_names_the_cluster() -> None:
     sick = Assignment(
         "c", (LocalityEndpoints((Endpoint("10.0.0.1", 1, health=Health.UNHEALTHY),)),)
     )
-    for assignment in (Assignment("c"), sick):
+    calm = LbConfig(panic_threshold=0)
+    for assignment, lb in ((Assignment("c"), LbConfig()), (sick, calm)):
         with pytest.raises(NoHealthyUpstream, match="cluster c"):
-            view(Balancing.ROUND_ROBIN, assignment).pick(random.random)
+            ClusterPool(random.random).view(Cluster("c", lb=lb), assignment).pick(random.random)
+
+
+def test_in_panic_unhealthy_endpoints_are_better_than_none() -> None:
+    sick = tuple(Endpoint("10.0.0.1", port, health=Health.UNHEALTHY) for port in (1, 2))
+    cluster = view(Balancing.ROUND_ROBIN, Assignment("c", (LocalityEndpoints(sick),)))
+    assert len(cluster.endpoints) == 2
+    assert set(share(cluster, 4, random.Random(1)).values()) == {2}
 
 
 def test_a_lower_priority_serves_when_the_higher_has_nothing() -> None:

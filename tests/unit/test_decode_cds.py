@@ -6,19 +6,9 @@ from typing import Any
 
 import pytest
 from envoy.config.cluster.v3 import cluster_pb2
-from envoy.extensions.load_balancing_policies.cluster_provided.v3 import (  # noqa: F401
-    cluster_provided_pb2,
-)
-from envoy.extensions.load_balancing_policies.least_request.v3 import (  # noqa: F401
-    least_request_pb2,
-)
-from envoy.extensions.load_balancing_policies.random.v3 import random_pb2  # noqa: F401
-from envoy.extensions.load_balancing_policies.ring_hash.v3 import ring_hash_pb2  # noqa: F401
-from envoy.extensions.load_balancing_policies.round_robin.v3 import round_robin_pb2  # noqa: F401
-from envoy.extensions.load_balancing_policies.wrr_locality.v3 import wrr_locality_pb2  # noqa: F401
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2  # noqa: F401
 from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
-from google.protobuf import any_pb2, json_format
+from google.protobuf import json_format
 
 from meshsdk.errors import InvalidResource
 from meshsdk.model import (
@@ -84,7 +74,7 @@ def test_eds() -> None:
 @pytest.mark.parametrize("kind", ["STATIC", "STRICT_DNS", "LOGICAL_DNS"])
 def test_inline_endpoints_need_no_locality_weight(kind: str) -> None:
     found = decode({"type": kind, **assignment("a")})
-    expected = Assignment("c", (LocalityEndpoints((Endpoint("a", 80),)),))
+    expected = Assignment("c", (LocalityEndpoints((Endpoint("a", 80),), weight=0),))
     assert found == Cluster("c", ClusterKind[kind], assignment=expected)
 
 
@@ -194,7 +184,6 @@ def test_metadata() -> None:
         ({**EDS, "connect_timeout": "-1s"}, "connect_timeout"),
         ({"type": "ORIGINAL_DST"}, "lb_policy"),
         ({**EDS, "lb_policy": "CLUSTER_PROVIDED"}, "lb_policy"),
-        ({**EDS, "lb_policy": "LOAD_BALANCING_POLICY_CONFIG"}, "lb_policy"),
         ({**EDS, "outlier_detection": {"interval": "-1s"}}, "outlier_detection.interval"),
         (
             {**EDS, "outlier_detection": {"max_ejection_percent": 101}},
@@ -237,123 +226,3 @@ def test_calls_never_go_out_unprotected(fields: Json, field: str) -> None:
     with pytest.raises(InvalidResource, match="unprotected") as caught:
         decode({**EDS, **fields})
     assert caught.value.field == field
-
-
-# --- balancing -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("fields", "balancing", "choices"),
-    [
-        ({}, Balancing.ROUND_ROBIN, 2),
-        ({"lb_policy": "RANDOM"}, Balancing.RANDOM, 2),
-        ({"lb_policy": "LEAST_REQUEST"}, Balancing.LEAST_REQUEST, 2),
-        (
-            {"lb_policy": "LEAST_REQUEST", "least_request_lb_config": {"choice_count": 5}},
-            Balancing.LEAST_REQUEST,
-            5,
-        ),
-    ],
-)
-def test_policy_by_enum(fields: Json, balancing: Balancing, choices: int) -> None:
-    found = decode({**EDS, **fields})
-    assert (found.balancing, found.choice_count) == (balancing, choices)
-
-
-@pytest.mark.parametrize("policy", ["RING_HASH", "MAGLEV"])
-def test_policies_to_come_fall_back_and_that_is_noted(policy: str) -> None:
-    notes: list[str] = []
-    assert decode({**EDS, "lb_policy": policy}, notes).balancing is Balancing.ROUND_ROBIN
-    assert notes == [f"Cluster c: lb_policy: {policy} is not supported, ROUND_ROBIN is used"]
-
-
-def test_subsets_are_noted() -> None:
-    notes: list[str] = []
-    decode({**EDS, "lb_subset_config": {"fallback_policy": "ANY_ENDPOINT"}}, notes)
-    assert notes == ["Cluster c: lb_subset_config: is not supported, all endpoints are used"]
-
-
-def typed(name: str, **fields: Any) -> Json:
-    config = {"@type": f"{_EXTENSIONS}.load_balancing_policies.{name}", **fields}
-    return {"typed_extension_config": {"name": "x", "typed_config": config}}
-
-
-def policies(*items: Json) -> Json:
-    return {**EDS, "lb_policy": "MAGLEV", "load_balancing_policy": {"policies": list(items)}}
-
-
-UNKNOWN = {
-    "typed_extension_config": {
-        "name": "x",
-        "typed_config": {"@type": "type.googleapis.com/google.protobuf.Struct", "value": {}},
-    }
-}
-ROUND_ROBIN = typed("round_robin.v3.RoundRobin")
-RING_HASH = typed("ring_hash.v3.RingHash")
-
-
-def wrr(*items: Json) -> Json:
-    return typed("wrr_locality.v3.WrrLocality", endpoint_picking_policy={"policies": list(items)})
-
-
-@pytest.mark.parametrize(
-    ("items", "balancing", "choices"),
-    [
-        ([ROUND_ROBIN], Balancing.ROUND_ROBIN, 2),
-        ([typed("random.v3.Random"), ROUND_ROBIN], Balancing.RANDOM, 2),
-        ([UNKNOWN, typed("least_request.v3.LeastRequest")], Balancing.LEAST_REQUEST, 2),
-        (
-            [RING_HASH, typed("least_request.v3.LeastRequest", choice_count=3)],
-            Balancing.LEAST_REQUEST,
-            3,
-        ),
-        ([wrr(typed("random.v3.Random"))], Balancing.RANDOM, 2),
-    ],
-)
-def test_policy_by_list(items: list[Json], balancing: Balancing, choices: int) -> None:
-    notes: list[str] = []
-    found = decode(policies(*items), notes)
-    assert (found.balancing, found.choice_count) == (balancing, choices)
-    assert notes == []
-
-
-def test_cluster_provided_by_list() -> None:
-    listed = policies(typed("cluster_provided.v3.ClusterProvided"))
-    found = decode({**listed, "type": "ORIGINAL_DST"})
-    assert found.balancing is Balancing.CLUSTER_PROVIDED
-
-
-def test_a_list_of_policies_to_come_falls_back_and_that_is_noted() -> None:
-    notes: list[str] = []
-    assert decode(policies(wrr(UNKNOWN, RING_HASH)), notes).balancing is Balancing.ROUND_ROBIN
-    (note,) = notes
-    assert note.startswith("Cluster c: load_balancing_policy.policies[0].typed_extension_config")
-    assert note.endswith("RingHash is not supported, RoundRobin is used")
-
-
-def nested(depth: int) -> Json:
-    return wrr(nested(depth - 1)) if depth else wrr(ROUND_ROBIN)
-
-
-@pytest.mark.parametrize(
-    ("items", "problem"),
-    [
-        ([UNKNOWN], "none is supported: google.protobuf.Struct"),
-        ([], "the list is empty"),
-        ([nested(16)], "nested deeper than 16"),
-        ([typed("least_request.v3.LeastRequest", choice_count=1)], "must be at least 2"),
-    ],
-)
-def test_lists_without_a_usable_policy_are_refused(items: list[Json], problem: str) -> None:
-    with pytest.raises(InvalidResource, match=problem) as caught:
-        decode(policies(*items))
-    assert caught.value.field.startswith("load_balancing_policy")
-
-
-def test_a_policy_of_garbage_is_refused() -> None:
-    message = parse(policies(typed("least_request.v3.LeastRequest")))
-    kind = f"{_EXTENSIONS}.load_balancing_policies.least_request.v3.LeastRequest"
-    config = message.load_balancing_policy.policies[0].typed_extension_config.typed_config
-    config.CopyFrom(any_pb2.Any(type_url=kind, value=b"\xff"))
-    with pytest.raises(InvalidResource, match="the bytes are not"):
-        decode(message)

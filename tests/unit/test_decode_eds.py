@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshsdk.errors import InvalidResource
-from meshsdk.model import Assignment, Endpoint, Health, Locality, LocalityEndpoints
+from meshsdk.model import Assignment, Drop, Endpoint, Health, Locality, LocalityEndpoints
 from meshsdk.xds.decode import DECODERS
 from meshsdk.xds.resources import ENDPOINT
 
@@ -110,12 +110,28 @@ def test_a_locality_without_weight_is_not_used_and_that_is_noted() -> None:
     assert notes[1].startswith("ClusterLoadAssignment c: endpoints[1].load_balancing_weight")
 
 
-def test_drops_are_noted() -> None:
-    notes: list[str] = []
-    decode({"policy": {"drop_overloads": [{"category": "x"}]}}, notes)
-    assert notes == [
-        "ClusterLoadAssignment c: policy.drop_overloads: is not supported, nothing is dropped"
-    ]
+@pytest.mark.parametrize(
+    ("percentage", "per_million"),
+    [
+        ({"numerator": 5}, 50_000),
+        ({"numerator": 5, "denominator": "TEN_THOUSAND"}, 500),
+        ({"numerator": 5, "denominator": "MILLION"}, 5),
+        ({"numerator": 150}, 1_000_000),
+        ({}, 0),
+    ],
+)
+def test_drops(percentage: Json, per_million: int) -> None:
+    drop = {"category": "x", "drop_percentage": percentage}
+    found = decode({"policy": {"drop_overloads": [drop, drop]}})
+    assert found.drops == (Drop("x", per_million),) * 2
+
+
+def test_policy() -> None:
+    policy = {"overprovisioning_factor": 100, "weighted_priority_health": True}
+    found = decode({"policy": policy})
+    assert (found.overprovisioning, found.weighted_priority_health) == (100, True)
+    with pytest.raises(InvalidResource, match="must not be 0"):
+        decode({"policy": {"overprovisioning_factor": 0}})
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from envoy.config.endpoint.v3 import endpoint_pb2
 
-from meshsdk.model import Assignment, Endpoint, Health, Locality, LocalityEndpoints
+from meshsdk.model import Assignment, Drop, Endpoint, Health, Locality, LocalityEndpoints
 from meshsdk.xds.decode.common import Bad, Notes, each, entry, filter_metadata, sub
 from meshsdk.xds.resources import ENDPOINT, Decoder
 
@@ -50,15 +50,15 @@ def assignment(message: Any, notes: Notes, *, weightless_used: bool) -> Assignme
 
     Args:
         weightless_used: whether a locality without `load_balancing_weight` counts: it does in the
-            inline assignment of a STATIC or DNS cluster, as in Envoy; in EDS it is not used, as in
-            every gRPC client, and a note says so.
+            inline assignment of a STATIC or DNS cluster, as in Envoy (but gets nothing where
+            localities are weighted); in EDS it is not used, as in every gRPC client, and a note
+            says so.
     """
     localities: list[LocalityEndpoints] = []
     taken: set[Address] = set()
     for index, item in enumerate(message.endpoints):
-        weighted = item.HasField("load_balancing_weight")
-        weight = item.load_balancing_weight.value if weighted else int(weightless_used)
-        if weight:
+        weight = item.load_balancing_weight.value
+        if weight or weightless_used:
             localities.append(_locality(index, item, weight, taken))
         elif item.lb_endpoints:
             notes.append(
@@ -67,10 +67,27 @@ def assignment(message: Any, notes: Notes, *, weightless_used: bool) -> Assignme
             )
     _check(localities)
     policy = message.policy
-    if policy.drop_overloads:
-        notes.append("policy.drop_overloads: is not supported, nothing is dropped")
-    over = policy.overprovisioning_factor.value if message.HasField("policy") else 0
-    return Assignment(message.cluster_name, tuple(localities), over or 140)
+    over = 140
+    if policy.HasField("overprovisioning_factor"):
+        over = policy.overprovisioning_factor.value
+        if not over:
+            raise Bad("policy.overprovisioning_factor", "must not be 0")
+    drops = each("policy.drop_overloads", policy.drop_overloads, _drop, notes)
+    return Assignment(
+        message.cluster_name,
+        tuple(localities),
+        over,
+        tuple(drops),
+        policy.weighted_priority_health,
+    )
+
+
+def _drop(message: Any, notes: Notes) -> Drop:
+    share = message.drop_percentage
+    if share.denominator not in (0, 1, 2):
+        raise Bad("drop_percentage.denominator", f"{share.denominator} is not known")
+    per_million = share.numerator * (10_000, 100, 1)[share.denominator]
+    return Drop(message.category, min(1_000_000, per_million))
 
 
 def _locality(index: int, item: Any, weight: int, taken: set[Address]) -> LocalityEndpoints:
