@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections import defaultdict
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from controlplane.cli.look import view_of
 from controlplane.translate.node import Node
 from meshsdk.call import Decision, Forward, Passthrough, Reply, Request, decide
+from meshsdk.model import ListenerView
 from meshsdk.xds.naming import ByName
 from tests.support.controlplane import make_node, make_world, service, workload
 
@@ -54,17 +57,41 @@ def asked(
     method: str = "GET",
     headers: dict[str, str] | None = None,
     node: Node | None = None,
-    draw: float = 0.5,
-    grpc: bool = False,
 ) -> Decision:
     """What the SDK of a caller decides under `BASE` and this configuration."""
+    view = viewed(text, authority, node)
+    pairs = list((headers or {}).items())
+    return decide(view, Request(method, path, authority=authority, headers=pairs), lambda: 0.5)
+
+
+def viewed(text: str, authority: str = "store:8080", node: Node | None = None) -> ListenerView:
+    """The listener of an authority as the SDK of a caller sees it."""
     node = node or make_node()
     host, _, port = authority.rpartition(":")
     name = ByName(node.namespace, "cluster.local").listener_name(host, int(port))
-    view = view_of(make_world(BASE + text), node, name)
+    return view_of(make_world(BASE + text), node, name)
+
+
+def drawn(
+    text: str, authority: str = "store:8080", headers: dict[str, str] | None = None
+) -> dict[str, list[Forward]]:
+    """1000 decisions, by where they lead."""
+    view = viewed(text, authority)
     pairs = list((headers or {}).items())
-    request = Request(method, path, authority=authority, headers=pairs, grpc=grpc)
-    return decide(view, request, lambda: draw)
+    numbers = random.Random(7)
+    found: dict[str, list[Forward]] = defaultdict(list)
+    for _ in range(1000):
+        request = Request("GET", "/", authority=authority, headers=pairs)
+        decision = decide(view, request, numbers.random)
+        assert isinstance(decision, Forward), decision
+        found[where(decision)].append(decision)
+    return found
+
+
+def inside(count: int, percent: float) -> bool:
+    """Whether a count of 1000 draws is what a share leads to: five deviations to each side."""
+    share = percent / 100
+    return abs(count - 1000 * share) <= 5 * (1000 * share * (1 - share)) ** 0.5
 
 
 def sent(text: str, path: str = "/", **how: Any) -> Forward:
@@ -207,15 +234,16 @@ def test_weights_and_headers_of_destinations() -> None:
         "response": {"set": {"x-by": "two"}, "add": {"x-n": "2"}, "remove": ["x-d"]},
     }
     text = store({"route": [{**STORE, "weight": 25}, {**TWO, "weight": 75, "headers": heads}]})
-    caller = {"x-c": "1", "x-m": "1"}
-    assert where(asked(text, draw=0.24)) == "store"
-    first, second = sent(text, draw=0.24, headers=caller), sent(text, draw=0.25, headers=caller)
-    assert where(second) == "two"
-    assert dict(first.request_headers(list(caller.items()))) == caller
-    got = second.request_headers(list(caller.items()))
-    assert sorted(got) == [("x-m", "1"), ("x-m", "2"), ("x-to", "two")]
-    got = second.response_headers([("x-d", "1"), ("x-n", "1")])
-    assert sorted(got) == [("x-by", "two"), ("x-n", "1"), ("x-n", "2")]
+    before = [("x-c", "1"), ("x-d", "1"), ("x-m", "1"), ("x-n", "1")]
+    draws = drawn(text, headers=dict(before))
+    assert inside(len(draws["store"]), 25)
+    assert inside(len(draws["two"]), 75)
+    first, second = draws["store"][0], draws["two"][0]
+    assert first.request_headers(before) == first.response_headers(before) == before
+    got = second.request_headers(before)
+    assert sorted(got) == [("x-d", "1"), ("x-m", "1"), ("x-m", "2"), ("x-n", "1"), ("x-to", "two")]
+    got = second.response_headers(before)
+    assert sorted(got) == [("x-by", "two"), ("x-c", "1"), ("x-m", "1"), ("x-n", "1"), ("x-n", "2")]
 
 
 def test_headers_of_a_route() -> None:
@@ -408,5 +436,6 @@ def test_layer_4_destinations(kind: str) -> None:
     subset = {"host": "store", "subset": "v2", "port": {"number": 8080}}
     targets = [{**TWO, "weight": 25}, {"destination": subset, "weight": 75}]
     text = rule("DestinationRule", SUBSETS) + files(**{kind: [{"match": match, "route": targets}]})
-    assert connection(text, port, draw=0.24) == "two"
-    assert connection(text, port, draw=0.25) == "store/v2"
+    draws = drawn(text, authority=f"files:{port}")
+    assert inside(len(draws["two"]), 25)
+    assert inside(len(draws["store/v2"]), 75)
