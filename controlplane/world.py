@@ -14,9 +14,10 @@ from datetime import datetime
 from controlplane.model.destination import DestinationRules
 from controlplane.model.discovery import ServiceKey, discover, service_key
 from controlplane.model.enforcement import enforcement
-from controlplane.model.hosts import is_wildcard, most_specific, single_address, subset_of
+from controlplane.model.hosts import is_wildcard, most_specific, subset_of
 from controlplane.model.meshconfig import MeshConfig
 from controlplane.model.meshmerge import mesh_config
+from controlplane.model.names import Names
 from controlplane.model.policy import DestinationRuleConfig, Subset, TrafficPolicy
 from controlplane.model.registry import (
     Endpoint,
@@ -38,6 +39,7 @@ from controlplane.model.resource import (
     ResourceRef,
     unique,
 )
+from controlplane.model.sidecar import HostRules, Imports, Sidecars, host_rules, imports
 from controlplane.model.traffic import VirtualServiceConfig
 from controlplane.model.virtual import virtual_services
 from controlplane.model.workloads import contains
@@ -68,10 +70,6 @@ __all__ = [
 ]
 
 
-HostRules = tuple[Mapping[str, VirtualServiceConfig], Mapping[str, VirtualServiceConfig]]
-"""VirtualServices of gateway `mesh` by exact host and by wildcard."""
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class World:
     """Made by `World.build`; never changed."""
@@ -87,13 +85,15 @@ class World:
     all_virtual_services: tuple[VirtualServiceConfig, ...]
     """Every VirtualService with hosts, oldest first, whoever sees it."""
     destination_rules: DestinationRules
+    sidecars: Sidecars
     _endpoints: Mapping[ServiceKey, Mapping[int, tuple[Endpoint, ...]]]
     _by_host: Mapping[str, tuple[Service, ...]]
     # Views of one namespace, filled on first use. Any thread may: equal values replace each other.
     _rules: dict[str, tuple[VirtualServiceConfig, ...]] = field(default_factory=dict)
     _hosts: dict[str, HostRules] = field(default_factory=dict)
     _visible: dict[str, tuple[Service, ...]] = field(default_factory=dict)
-    _names: dict[str, Mapping[str, Service]] = field(default_factory=dict)
+    _names: dict[str, Names] = field(default_factory=dict)
+    _imports: dict[tuple[str, str, str], Imports] = field(default_factory=dict)
 
     @classmethod
     def build(
@@ -129,6 +129,7 @@ class World:
             unenforced=tuple(unenforced),
             all_virtual_services=rules,
             destination_rules=DestinationRules(_of_kind(kept, "DestinationRule"), mesh),
+            sidecars=Sidecars(_of_kind(kept, "Sidecar"), mesh),
             _endpoints={
                 key: {port: tuple(endpoints) for port, endpoints in ports.items()}
                 for key, ports in registry.endpoints.items()
@@ -158,11 +159,15 @@ class World:
         Own namespace first, then a visible Kubernetes Service, then the oldest visible
         ServiceEntry.
         """
-        candidates = [
+        return next(iter(self._candidates(hostname, namespace)), None)
+
+    def _candidates(self, hostname: str, namespace: str) -> list[Service]:
+        """The visible services of one host, the preferred one first."""
+        found = [
             service for service in self._by_host.get(hostname, ()) if service.visible_to(namespace)
         ]
-        if len(candidates) < 2:
-            return candidates[0] if candidates else None
+        if len(found) < 2:
+            return found
 
         def preference(service: Service) -> tuple[bool, bool, datetime, str, str]:
             created = service.created.replace(tzinfo=None) if service.created else MISSING_TIME
@@ -170,37 +175,43 @@ class World:
             from_entry = service.source != "kubernetes"
             return (foreign, from_entry, created, service.name, service.namespace)
 
-        return min(candidates, key=preference)
+        return sorted(found, key=preference)
 
     def services_with_host(self, hostname: str) -> tuple[Service, ...]:
         """Every service of this exact host, in whatever namespace, visible or not."""
         return self._by_host.get(hostname, ())
 
     def find_service(self, host: str, namespace: str) -> Service | None:
-        """The service that a caller means by any name it answers to: `reviews`, `reviews.default`,
-        `reviews.default.svc`, the qualified host, a VIP, or a host below a `*.` ServiceEntry."""
-        host = host.lower().rstrip(".")
-        if (address := single_address(host)) is not None:
-            return self._other_names(namespace).get(str(address))
-        if (found := self.service(host, namespace)) is not None:
-            return found
-        suffix = f".svc.{self.mesh.domain}"
-        parts = host.split(".")
-        if len(parts) == 1:
-            return self.service(f"{host}.{namespace}{suffix}", namespace)
-        if len(parts) == 2 or (len(parts) == 3 and parts[2] == "svc"):
-            found = self.service(f"{parts[0]}.{parts[1]}{suffix}", namespace)
-            if found is not None:
-                return found
-        names = self._other_names(namespace)
-        wildcards = {name: service for name, service in names.items() if is_wildcard(name)}
-        return most_specific(host, {}, wildcards)
-
-    def _other_names(self, namespace: str) -> Mapping[str, Service]:
+        """The service that a caller means by any name it answers to."""
         names = self._names.get(namespace)
         if names is None:
-            names = self._names[namespace] = _other_names(self.visible_services(namespace))
-        return names
+            names = self._names[namespace] = Names(
+                namespace,
+                self.mesh.domain,
+                lambda hostname: self.service(hostname, namespace),
+                lambda: self.visible_services(namespace),
+            )
+        return names.find(host)
+
+    def imports(self, namespace: str, labels: Mapping[str, str]) -> Imports | None:
+        """What a Sidecar lets these callers see; None: no Sidecar is for them."""
+        sidecar = self.sidecars.find(namespace, labels)
+        if sidecar is None:
+            return None
+        key = (namespace, sidecar.namespace, sidecar.name)
+        if (known := self._imports.get(key)) is None:
+            offered = (
+                service for host in self._by_host for service in self._candidates(host, namespace)
+            )
+            known = self._imports[key] = imports(
+                sidecar,
+                namespace,
+                self.mesh.domain,
+                offered,
+                self.virtual_services(namespace),
+                lambda hostname: self.service(hostname, namespace),
+            )
+        return known
 
     def visible_services(self, namespace: str) -> tuple[Service, ...]:
         """What callers in `namespace` see: one service per host (S11), ordered by host."""
@@ -272,13 +283,7 @@ class World:
         """
         hosts = self._hosts.get(namespace)
         if hosts is None:
-            exact: dict[str, VirtualServiceConfig] = {}
-            wildcard: dict[str, VirtualServiceConfig] = {}
-            for rule in self.virtual_services(namespace):
-                if rule.for_mesh:
-                    for host in rule.hosts:
-                        (wildcard if is_wildcard(host) else exact).setdefault(host, rule)
-            hosts = self._hosts[namespace] = (exact, wildcard)
+            hosts = self._hosts[namespace] = host_rules(self.virtual_services(namespace))
         return most_specific(hostname, *hosts)
 
     def destination_rule(
@@ -292,18 +297,6 @@ class World:
 
 def _of_kind(resources: Iterable[Resource], kind: str) -> list[Resource]:
     return [res for res in resources if res.kind == kind and res.typed is not None]
-
-
-def _other_names(services: Iterable[Service]) -> dict[str, Service]:
-    """VIPs and wildcard hosts."""
-    names: dict[str, Service] = {}
-    for service in services:
-        for address in map(single_address, service.addresses):
-            if address is not None:
-                names.setdefault(str(address), service)
-        if is_wildcard(service.hostname):
-            names[service.hostname] = service
-    return names
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +321,8 @@ def diff(old: World, new: World) -> Affected:
     """
     if old.mesh.raw != new.mesh.raw or old.mesh.domain != new.mesh.domain:
         return Affected(everything=True)
+    if _scopes(old) != _scopes(new):
+        return Affected(everything=True)
     changed = _changed(_service_facts(old), _service_facts(new))
     changed |= _changed(_rule_facts(old), _rule_facts(new))
     wildcards = [host for host in changed if is_wildcard(host)]
@@ -340,6 +335,15 @@ def diff(old: World, new: World) -> Affected:
         if old._endpoints.get(key) != new._endpoints.get(key)
     }
     return Affected(frozenset(changed), frozenset(touched - changed))
+
+
+def _scopes(world: World) -> Mapping[ResourceRef, object]:
+    """What decides for whole workloads or patches what others said."""
+    return {
+        resource.ref: (resource.spec, resource.created)
+        for resource in world.resources
+        if resource.kind in ("Sidecar", "EnvoyFilter")
+    }
 
 
 def _changed(old: Mapping[str, object], new: Mapping[str, object]) -> set[str]:

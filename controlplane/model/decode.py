@@ -19,6 +19,7 @@ from controlplane.model.kubernetes import (
 )
 from controlplane.model.policy import DestinationRuleSpec
 from controlplane.model.schema import suggest, type_name
+from controlplane.model.sidecar import SidecarSpec
 from controlplane.model.traffic import VirtualServiceSpec
 
 # Kinds whose content is `spec` and those that carry it beside their metadata.
@@ -28,6 +29,7 @@ SPEC_TYPES: Mapping[tuple[str, str], Any] = {
     ("networking.istio.io", "ServiceEntry"): ServiceEntrySpec,
     ("networking.istio.io", "WorkloadEntry"): WorkloadEntrySpec,
     ("networking.istio.io", "WorkloadGroup"): WorkloadGroupSpec,
+    ("networking.istio.io", "Sidecar"): SidecarSpec,
     ("", "Service"): KubeServiceSpec,
 }
 BODY_TYPES: Mapping[tuple[str, str], Any] = {

@@ -10,7 +10,14 @@ from controlplane.model.parse import ISTIO_GROUPS
 from controlplane.model.resource import Finding, Level, Resource
 
 HONOURED = frozenset(
-    {"VirtualService", "DestinationRule", "ServiceEntry", "WorkloadEntry", "WorkloadGroup"}
+    {
+        "VirtualService",
+        "DestinationRule",
+        "ServiceEntry",
+        "WorkloadEntry",
+        "WorkloadGroup",
+        "Sidecar",
+    }
 )
 KUBERNETES = frozenset({"Service", "Endpoints", "EndpointSlice", "Pod", "Node", "Namespace"})
 SECURITY = frozenset({"AuthorizationPolicy", "RequestAuthentication"})

@@ -42,6 +42,11 @@ class Protocol(enum.Enum):
         return self in _HTTP2
 
     @property
+    def is_opaque(self) -> bool:
+        """Passed on as bytes: declared, and not HTTP in the clear."""
+        return not self.is_http and self is not Protocol.UNSUPPORTED
+
+    @property
     def is_tls(self) -> bool:
         return self in (Protocol.HTTPS, Protocol.TLS)
 

@@ -46,7 +46,7 @@ def listener(scope: Scope, name: str) -> listener_pb2.Listener | None:
     if called is None:
         return None
     host, port = called
-    service = scope.find(host)
+    service = scope.find(host, port)
     if service is not None and port_of(scope.concrete(service), port) is not None:
         return _client(scope, name, rds=str(ClusterName(port, "", service.hostname)))
     if _rules_alone(scope, name) is not None:
@@ -59,7 +59,7 @@ def route(scope: Scope, name: str) -> route_pb2.RouteConfiguration | None:
     asked = ClusterName.parse(name)
     if asked is None:
         return _rules_alone(scope, name)
-    service = scope.service(asked.host)
+    service = scope.called(asked.host, asked.port)
     if service is None or asked.subset:
         return None
     target = scope.concrete(service)
@@ -98,17 +98,18 @@ def endpoints(scope: Scope, name: str) -> endpoint_pb2.ClusterLoadAssignment | N
 
 def listener_names(scope: Scope) -> list[str]:
     """Every client listener that these callers may ask for, under its qualified name."""
-    names = []
-    for service in scope.world.visible_services(scope.namespace):
-        scope.hosts.add(service.hostname)
-        names += [f"{service.hostname}:{port.number}" for port in scope.concrete(service).ports]
-    return names
+    return [f"{service.hostname}:{port}" for service, port in scope.places()]
+
+
+def route_names(scope: Scope) -> list[str]:
+    """Every route configuration of a service that these callers may ask for."""
+    return [str(ClusterName(port, "", service.hostname)) for service, port in scope.places()]
 
 
 def cluster_names(scope: Scope) -> list[str]:
     """Every cluster that these callers may be sent to."""
     names = []
-    for service in scope.world.visible_services(scope.namespace):
+    for service in scope.reachable():
         if service.resolution is Resolution.ALIAS and scope.concrete(service) is not service:
             continue
         rule = scope.destination_rule(service)
@@ -154,33 +155,39 @@ def _api_listener(
 
 
 def _rules_alone(scope: Scope, name: str) -> route_pb2.RouteConfiguration | None:
-    """Routes of a host that a VirtualService names and no registry knows: port 80 only (H15)."""
+    """Routes of a host that a VirtualService names and no registry knows (H15)."""
     called = split_authority(name)
-    if called is None or called[1] != _HTTP_PORT:
+    if called is None:
         return None
     host, port = called
-    if scope.find(host) is not None:
+    if scope.find(host, port) is not None:
         return None
-    rules = scope.rules(host)
-    if rules is None or _has_services(rules, host, port, scope):
+    rules = scope.rules(host, port)
+    if rules is None or port not in _ports_alone(rules, host, scope, port):
         return None
     return rt.rule_route(name, host, port, rules, scope)
 
 
-def _has_services(rules: VirtualServiceConfig, host: str, port: int, scope: Scope) -> bool:
-    """Whether the wildcard that brings the host here stands for services: then for them alone."""
-    if host in rules.hosts and not is_wildcard(host):
-        return False
+def _ports_alone(rules: VirtualServiceConfig, host: str, scope: Scope, port: int) -> set[int]:
+    """The ports on which a rule speaks for a host that is no service.
+
+    Those of the services that it rules besides; port 80 where there are none. A wildcard that
+    stands for services speaks for them alone.
+    """
+    ports: set[int] = set()
     wildcard = min((own for own in rules.hosts if subset_of(host, own)), key=specificity)
-    return any(
-        subset_of(service.hostname, wildcard) and service.port(port) is not None
-        for service in scope.world.visible_services(scope.namespace)
-    )
+    for service in scope.services_called(port):
+        if not any(subset_of(service.hostname, own) for own in rules.hosts):
+            continue
+        if is_wildcard(wildcard) and subset_of(service.hostname, wildcard):
+            return set()
+        ports.update(one.number for one in service.ports if not one.protocol.is_opaque)
+    return ports or {_HTTP_PORT}
 
 
 def _is_member(scope: Scope, host: str, port: int) -> bool:
     """Whether it is the name of one pod of a headless service: the registry holds its service."""
-    service = scope.find(host.partition(".")[2])
+    service = scope.find(host.partition(".")[2], port)
     return service is not None and service.headless and service.port(port) is not None
 
 

@@ -10,6 +10,7 @@ from controlplane.model.policy import (
     PortPolicy,
     TrafficPolicy,
 )
+from controlplane.model.sidecar import SidecarSpec
 from controlplane.model.traffic import HTTPMatch, TCPMatch, TLSMatch, VirtualServiceSpec
 from controlplane.translate.node import TOPOLOGY, Relevant
 from controlplane.world import World
@@ -26,6 +27,8 @@ def relevant(world: World) -> Relevant:
             if spec.workload_selector is not None:
                 keys.update(spec.workload_selector.match_labels)
             keys.update(_of_policies(_policies(spec)))
+        elif isinstance(spec, SidecarSpec):
+            keys.update(spec.labels)
     if world.mesh.default_traffic_policy is not None:
         keys.update(_of_policies([world.mesh.default_traffic_policy]))
     keys.update(_priorities(world.mesh.locality_lb.failover_priority))

@@ -97,14 +97,9 @@ def everything(world: World, node: Node) -> dict[str, list[Message]]:
     listeners = _all(world, variant, LDS, names(world, variant, LDS))
     clusters = _all(world, variant, CDS, names(world, variant, CDS))
     scope = Scope(world, variant)
-    routes = [
-        f"outbound|{port.number}||{service.hostname}"
-        for service in world.visible_services(node.namespace)
-        for port in scope.concrete(service).ports
-    ]
     return {
         LDS: listeners,
-        RDS: _all(world, variant, RDS, routes),
+        RDS: _all(world, variant, RDS, proxyless.route_names(scope)),
         CDS: clusters,
         EDS: _all(world, variant, EDS, [getattr(item, "name", "") for item in clusters]),
     }

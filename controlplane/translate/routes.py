@@ -39,7 +39,7 @@ def service_route(
     domains = [*service_domains(service, port.number, scope)]
     if target is not service:
         domains += service_domains(target, port.number, scope)
-    rules = scope.rules(target.hostname)
+    rules = scope.rules(target.hostname, port.number)
     routes: list[rc.Route] = []
     if rules and _passes_bytes(port):
         routes = _bytes_routes(rules, target, port, scope)
@@ -83,6 +83,8 @@ def others(scope: Scope, *, known: bool = False) -> list[rc.VirtualHost]:
     match = rc.RouteMatch(prefix="/")
     if known or scope.allow_any:
         action = rc.RouteAction(cluster=PASSTHROUGH, timeout=duration(0))
+        if scope.egress_proxy is not None:
+            action.cluster = str(actions.cluster_of(scope.egress_proxy, 0, scope))
         route = rc.Route(name="allow_any", match=match, route=action)
         return [rc.VirtualHost(name="allow_any", domains=["*"], routes=[route])]
     block = rc.DirectResponseAction(status=502)
@@ -92,7 +94,7 @@ def others(scope: Scope, *, known: bool = False) -> list[rc.VirtualHost]:
 
 def _passes_bytes(port: ServicePort) -> bool:
     """No L7 rule applies: the protocol is declared and is not HTTP in the clear."""
-    return not port.protocol.is_http and port.protocol.value != "UnsupportedProtocol"
+    return port.protocol.is_opaque
 
 
 def _bytes_routes(

@@ -6,11 +6,11 @@ what could not be said to the node, for `proxy-status`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from controlplane.model.policy import DestinationRuleConfig, TrafficPolicy, with_default
-from controlplane.model.traffic import VirtualServiceConfig
+from controlplane.model.traffic import Destination, VirtualServiceConfig
 from controlplane.translate.node import REGION, SUBZONE, ZONE, Dialect, Variant
 from controlplane.world import (
     Endpoint,
@@ -69,11 +69,14 @@ def _is_port(text: str) -> bool:
 class Scope:
     """One look at the world. Not shared between threads, not kept."""
 
-    __slots__ = ("hosts", "missed", "notes", "variant", "world")
+    __slots__ = ("hosts", "imports", "labels", "missed", "notes", "variant", "world")
 
     def __init__(self, world: World, variant: Variant) -> None:
         self.world = world
         self.variant = variant
+        self.labels: Mapping[str, str] = dict(variant.labels)
+        self.imports = world.imports(variant.namespace, self.labels) if world.sidecars else None
+        """What the Sidecar for these callers lets them see; None: everything exported to them."""
         self.hosts: set[str] = set()
         self.notes: list[str] = []
         self.missed = False
@@ -88,10 +91,6 @@ class Scope:
         return self.variant.namespace
 
     @property
-    def labels(self) -> Mapping[str, str]:
-        return dict(self.variant.labels)
-
-    @property
     def locality(self) -> Locality:
         """Where these callers run; empty when no rule asks."""
         labels = self.labels
@@ -99,27 +98,78 @@ class Scope:
 
     @property
     def allow_any(self) -> bool:
+        """Whether calls to hosts outside the registry go out (C6, C9)."""
+        if self.imports is not None and self.imports.outbound is not None:
+            return self.imports.outbound.mode == "ALLOW_ANY"
         return self.world.mesh.outbound_policy != "REGISTRY_ONLY"
+
+    @property
+    def egress_proxy(self) -> Destination | None:
+        """Where such calls go instead of to where they were going."""
+        outbound = self.imports.outbound if self.imports is not None else None
+        return outbound.egress_proxy if outbound is not None else None
 
     def note(self, text: str) -> None:
         """Something that this node cannot be told as configured."""
         if text not in self.notes:
             self.notes.append(text)
 
-    def find(self, host: str) -> Service | None:
-        """The service behind any name it answers to."""
+    def find(self, host: str, port: int) -> Service | None:
+        """The service that a call to this port means by any name that it answers to."""
         self.hosts.add(host)
-        service = self.world.find_service(host, self.namespace)
+        if self.imports is None:
+            service = self.world.find_service(host, self.namespace)
+        else:
+            listener = self.imports.at(port)
+            service = listener.names.find(host) if listener else None
         if service is None:
             self.missed = True
         else:
             self.hosts.add(service.hostname)
         return service
 
-    def service(self, hostname: str) -> Service | None:
-        """The service of a qualified host name."""
+    def called(self, hostname: str, port: int) -> Service | None:
+        """The service of a qualified host, if these callers may call it on this port."""
         self.hosts.add(hostname)
+        if self.imports is None:
+            return self.world.service(hostname, self.namespace)
+        listener = self.imports.at(port)
+        return listener.services.get(hostname) if listener else None
+
+    def service(self, hostname: str) -> Service | None:
+        """The service of a qualified host name, as something that rules may lead to."""
+        self.hosts.add(hostname)
+        if self.imports is not None:
+            return self.imports.services.get(hostname)
         return self.world.service(hostname, self.namespace)
+
+    def services_called(self, port: int) -> Iterable[Service]:
+        """All services that these callers may call on a port."""
+        if self.imports is None:
+            return self.world.visible_services(self.namespace)
+        listener = self.imports.at(port)
+        return listener.services.values() if listener else ()
+
+    def places(self) -> Iterator[tuple[Service, int]]:
+        """Every service and port that these callers may call."""
+        if self.imports is None:
+            for service in self.world.visible_services(self.namespace):
+                self.hosts.add(service.hostname)
+                for port in self.concrete(service).ports:
+                    yield service, port.number
+            return
+        for listener in self.imports.listeners:
+            for service in listener.services.values():
+                self.hosts.add(service.hostname)
+                for port in self.concrete(service).ports:
+                    if self.imports.at(port.number) is listener:
+                        yield service, port.number
+
+    def reachable(self) -> Iterable[Service]:
+        """Every service that these callers may be sent to."""
+        if self.imports is None:
+            return self.world.visible_services(self.namespace)
+        return self.imports.services.values()
 
     def concrete(self, service: Service) -> Service:
         """The service that rules and endpoints are taken from: an alias followed (S4)."""
@@ -129,9 +179,12 @@ class Scope:
         self.hosts.add(target.hostname)
         return target
 
-    def rules(self, hostname: str) -> VirtualServiceConfig | None:
-        """The VirtualService that rules a host for these callers."""
+    def rules(self, hostname: str, port: int) -> VirtualServiceConfig | None:
+        """The VirtualService that rules a host for calls of these callers to a port."""
         self.hosts.add(hostname)
+        if self.imports is not None:
+            listener = self.imports.at(port)
+            return listener.rule_for(hostname) if listener else None
         return self.world.virtual_service_for(self.namespace, hostname)
 
     def destination_rule(self, service: Service) -> DestinationRuleConfig | None:
