@@ -30,8 +30,8 @@ def _destination_rule(resource: Resource) -> Iterator[Finding]:
     said: set[str] = set()
     for path, policy in _policies(resource):
         if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
-            message = "ISTIO_MUTUAL is not applied yet: calls go out in plain text"
-            yield resource.finding(Level.WARNING, "MSH0104", message, f"{path}.tls.mode")
+            message = "ISTIO_MUTUAL is not applied yet: calls go out in PLAIN TEXT"
+            yield resource.finding(Level.ERROR, "MSH0104", message, f"{path}.tls.mode")
         elif policy.tls is not None and policy.tls.credential_name:
             message = "clients have no secrets by name: they refuse to call; name files instead"
             yield resource.finding(Level.ERROR, "MSH0104", message, f"{path}.tls.credentialName")

@@ -18,6 +18,7 @@ from controlplane.translate.node import SDK_USER_AGENT, Node
 from controlplane.translate.relevance import relevant
 from controlplane.world import World
 from meshsdk.balancing import ClusterPool
+from meshsdk.errors import InvalidResource
 from meshsdk.model import Cluster, ListenerView
 from meshsdk.routing import Request
 from meshsdk.xds.decode import DECODERS
@@ -151,7 +152,10 @@ def route(
     world = files.load([*filename, *more])
     caller = make_node(node, metadata)
     name = ByName(caller.namespace, "cluster.local").listener_name(request.authority, port)
-    answer = explain(view_of(world, caller, name), request)
+    refused: dict[str, str] = {}
+    answer = explain(view_of(world, caller, name, refused), request)
+    for cluster in answer["weights"].keys() & refused.keys():
+        answer["why"].append(f"cluster {cluster}: the SDK refuses it: {refused[cluster]}")
     answer["why"] += _unserved(world, caller, answer["weights"])
     if output is not Format.SHORT:
         data(answer, output)
@@ -201,8 +205,19 @@ def _request(url: str, method: str, headers: list[str], grpc: bool) -> tuple[Req
     return request, port
 
 
-def view_of(world: World, node: Node, name: str) -> ListenerView:
-    """The listener as an SDK process of this node would see it."""
+def view_of(world: World, node: Node, name: str, refused: dict[str, str]) -> ListenerView:
+    """The listener as an SDK process of this node would see it.
+
+    Args:
+        refused: is given the clusters that such a process does not accept, and why.
+    """
+    try:
+        return _view(world, node, name, refused)
+    except InvalidResource as error:
+        return ListenerView(name, absent=f"the SDK refuses what it would get: {error}")
+
+
+def _view(world: World, node: Node, name: str, refused: dict[str, str]) -> ListenerView:
     listener = _decoded(xds.LDS, xds.listener(world, node, name))
     if listener is None:
         return ListenerView(name, absent=f"the control plane has nothing for {name}")
@@ -212,7 +227,11 @@ def view_of(world: World, node: Node, name: str) -> ListenerView:
     pool = ClusterPool(lambda: 0.0)
     clusters: dict[str, Any] = {}
     for target in config.cluster_names if config else ():
-        cluster: Cluster | None = _decoded(xds.CDS, xds.cluster(world, node, target))
+        try:
+            cluster: Cluster | None = _decoded(xds.CDS, xds.cluster(world, node, target))
+        except InvalidResource as error:
+            refused[target] = f"{error.field}: {error.problem}"
+            continue
         if cluster is not None:
             load = xds.endpoints(world, node, cluster.eds_name or cluster.name)
             clusters[target] = pool.view(cluster, _decoded(xds.EDS, load))

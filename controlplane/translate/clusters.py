@@ -227,6 +227,6 @@ def _reported(out: cl.Cluster, asked: BackendUtilization) -> None:
 
 def _unserved(policy: TrafficPolicy, name: ClusterName, scope: Scope) -> None:
     if policy.tls is not None and policy.tls.mode == "ISTIO_MUTUAL":
-        scope.note(f"{name}: tls mode ISTIO_MUTUAL is accepted and not applied yet")
+        scope.note("tls mode ISTIO_MUTUAL is not applied yet: calls go out in PLAIN TEXT")
     if policy.tunnel is not None or policy.proxy_protocol is not None:
         scope.note(f"{name}: tunnel and proxyProtocol are accepted and not applied")

@@ -32,7 +32,7 @@ def protect(out: cl.Cluster, tls: ClientTls | None, port: ServicePort, scope: Sc
     if tls is None or tls.mode not in _OWN:
         return
     if scope.dialect is Dialect.GRPC:
-        scope.note(f"tls mode {tls.mode} is not known to gRPC's own client: it takes no files")
+        scope.note(f"tls mode {tls.mode}: gRPC's own client takes no files, it calls in PLAIN TEXT")
         return
     context = tls_pb2.UpstreamTlsContext(sni=tls.sni)
     common = context.common_tls_context

@@ -192,7 +192,24 @@ def test_what_is_not_done_is_said_with_the_route(
     assert run([*argv, "-o", "json"]) == 0
     said = capsys.readouterr()
     assert "a request is sent once" not in said.out
-    assert "[MSH0104] DestinationRule default/reviews" in said.err
+    answer = json.loads(said.out)
+    assert (
+        f"cluster {answer['cluster']}: tls mode ISTIO_MUTUAL is not applied yet:"
+        " calls go out in PLAIN TEXT"
+    ) in answer["why"]
+    assert "Error [MSH0104] DestinationRule default/reviews" in said.err
+
+
+def test_a_cluster_that_the_sdk_refuses_is_a_reason(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service = config / "service.yaml"
+    tls = "  trafficPolicy: {tls: {mode: SIMPLE, credentialName: no-such-thing-here}}\n  subsets:"
+    service.write_text(service.read_text().replace("  subsets:", tls))
+    assert run(["route", "-f", str(config), "http://reviews:9080/x", "-o", "json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    (why,) = [line for line in answer["why"] if "refuses" in line]
+    assert f"cluster {answer['cluster']}: the SDK refuses it: transport_socket" in why
 
 
 def test_an_unknown_host_goes_out_unchanged(

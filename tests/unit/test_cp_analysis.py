@@ -365,11 +365,11 @@ def test_tls_that_clients_cannot_do_is_said_at_every_level() -> None:
     """
     found = [f for f in findings(destination_rule(rule)) if f.code == "MSH0104"]
     assert [(f.level, f.path) for f in found] == [
-        (Level.WARNING, "spec.trafficPolicy.tls.mode"),
-        (Level.WARNING, "spec.subsets[0].trafficPolicy.tls.mode"),
+        (Level.ERROR, "spec.trafficPolicy.tls.mode"),
+        (Level.ERROR, "spec.subsets[0].trafficPolicy.tls.mode"),
         (Level.ERROR, "spec.subsets[1].trafficPolicy.tls.credentialName"),
     ]
-    assert "plain text" in found[0].message
+    assert "PLAIN TEXT" in found[0].message
     assert "name files instead" in found[2].message
 
 
