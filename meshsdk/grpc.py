@@ -216,14 +216,21 @@ class _Dialer:
         self._credentials = credentials
         self._compression = compression
 
-    def dial(self, target: str, options: Options) -> grpc.Channel:
+    def dial(
+        self,
+        target: str,
+        options: Options,
+        *,
+        credentials: grpc.ChannelCredentials | None = None,
+    ) -> grpc.Channel:
         channel: grpc.Channel
-        if self._credentials is None:
+        credentials = self._credentials or credentials
+        if credentials is None:
             insecure = inspect.unwrap(grpc.insecure_channel)
             channel = insecure(target, options, self._compression)
         else:
             secure = inspect.unwrap(grpc.secure_channel)
-            channel = secure(target, self._credentials, options, self._compression)
+            channel = secure(target, credentials, options, self._compression)
         return channel
 
     def close(self, channel: grpc.Channel) -> None:

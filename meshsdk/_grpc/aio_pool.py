@@ -69,12 +69,15 @@ class AioDialer:
         self._compression = compression
         self._closing: set[asyncio.Task[None]] = set()
 
-    def dial(self, target: str, options: Options, interceptors: Any = None) -> Any:
+    def dial(
+        self, target: str, options: Options, interceptors: Any = None, *, credentials: Any = None
+    ) -> Any:
         self.loop = working_loop()
         more = (options, self._compression, interceptors)
-        if self._credentials is None:
+        credentials = self._credentials or credentials
+        if credentials is None:
             return grpc.aio._channel.insecure_channel(target, *more)
-        return grpc.aio._channel.secure_channel(target, self._credentials, *more)
+        return grpc.aio._channel.secure_channel(target, credentials, *more)
 
     def close(self, channel: Any) -> None:
         assert self.loop is not None

@@ -10,6 +10,7 @@ from meshsdk._grpc.values import headers_of, sendable
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward, MethodTable, Passthrough, Request, compile_method
 from meshsdk.model import ListenerView, Snapshot
+from meshsdk.opaque import compile_opaque
 
 
 class Way:
@@ -127,7 +128,8 @@ class Method:
     def plan_of(self, snapshot: Snapshot | None, view: ListenerView | None) -> Plan:
         if view is None or view.passthrough:
             return Plan(snapshot, view, None)
-        table = compile_method(view, self._pool.authority or "", self._path)
+        compile = compile_opaque if self._pool.tls else compile_method
+        table = compile(view, self._pool.authority or "", self._path)
         plan = Plan(snapshot, view, table)
         forward = table.static
         if forward is not None and not forward.changes_response:

@@ -9,6 +9,7 @@ nothing in the lane, or the removal sees the call and leaves the channel open un
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 import weakref
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 import grpc.experimental
 
+from meshsdk._grpc.secure import security_of
 from meshsdk._grpc.values import authority_of, host_of
 from meshsdk.balancing import ClusterView, EndpointState
 from meshsdk.call import Forward
 from meshsdk.fork import abandon
-from meshsdk.model import ListenerView, Snapshot
+from meshsdk.model import ListenerView, Snapshot, UpstreamTls
 
 if TYPE_CHECKING:
     from meshsdk._grpc.plan import Method
+
+_log = logging.getLogger("meshsdk.grpc")
 
 Options = Sequence[tuple[str, Any]]
 Lane = dict[EndpointState, Any]
@@ -51,12 +55,15 @@ class Peer:
     """The channel to one endpoint under one authority.
 
     Attributes:
+        tls: that the mesh begins; None for plain text and for that of the application.
         done: done callback of a call: ends its attempt.
     """
 
-    __slots__ = ("channel", "done", "endpoint")
+    __slots__ = ("channel", "done", "endpoint", "tls")
 
-    def __init__(self, pool: Pool, endpoint: EndpointState, channel: Any) -> None:
+    def __init__(
+        self, pool: Pool, endpoint: EndpointState, channel: Any, tls: UpstreamTls | None = None
+    ) -> None:
         release = endpoint.release
 
         def done(call: object) -> None:
@@ -66,13 +73,14 @@ class Peer:
 
         self.endpoint = endpoint
         self.channel = channel
+        self.tls = tls
         self.done = done
 
 
 class Dialer(Protocol):
     """How a flavour of gRPC opens and closes channels."""
 
-    def dial(self, target: str, options: Options) -> Any: ...
+    def dial(self, target: str, options: Options, *, credentials: Any = None) -> Any: ...
     def close(self, channel: Any) -> None: ...
     def line(self, peer: Peer, callable: Any) -> Any: ...
     def closed_error(self) -> Exception: ...
@@ -148,8 +156,7 @@ class Pool:
             peer = self._peers.get((endpoint, authority))
             current = endpoint in self._current()
             if peer is None:
-                channel = self._dialer.dial(endpoint.target, self._endpoint_options(forward))
-                peer = Peer(self, endpoint, channel)
+                peer = self._dial(endpoint, authority)
                 if current:
                     self._peers[endpoint, authority] = peer
                 else:
@@ -178,10 +185,30 @@ class Pool:
             self.check_open()
             peer = self._peers.get((endpoint, authority))
             if peer is None:
-                options = self._options_for(authority, cluster.cluster.connect_timeout)
-                peer = Peer(self, endpoint, self._dialer.dial(endpoint.target, options))
-                self._peers[endpoint, authority] = peer
+                peer = self._peers[endpoint, authority] = self._dial(endpoint, authority)
             return peer.channel
+
+    def _dial(self, endpoint: EndpointState, authority: str) -> Peer:
+        """A channel to an endpoint, secured as its cluster asks for."""
+        timeout = endpoint.cluster.connect_timeout
+        tls = self._tls_to(endpoint)
+        if tls is None:
+            options = self._options_for(authority, timeout)
+            return Peer(self, endpoint, self._dialer.dial(endpoint.target, options))
+        host = host_of(authority)  # the core compares it with the certificate's names
+        secured = security_of(tls, host, endpoint.endpoint.hostname)
+        if secured.problem:
+            _log.warning("cluster %s: TLS: %s", endpoint.cluster.name, secured.problem)
+        options = [
+            *self._options_for(host, timeout),
+            ("grpc.ssl_target_name_override", secured.name),
+        ]
+        channel = self._dialer.dial(endpoint.target, options, credentials=secured.credentials)
+        return Peer(self, endpoint, channel, tls)
+
+    def _tls_to(self, endpoint: EndpointState) -> UpstreamTls | None:
+        """TLS that the mesh begins: none around that of the application."""
+        return None if self.tls else endpoint.cluster.tls_to(endpoint.endpoint)
 
     def check_open(self) -> None:
         """Raise what grpc raises for a call on a closed channel, if this one is."""
@@ -204,10 +231,6 @@ class Pool:
 
     def wire_authority(self, forward: Forward) -> str:
         return self._wire_authority(forward.authority, rewritten=forward.host_rewritten)
-
-    def _endpoint_options(self, forward: Forward) -> Options:
-        authority = self.wire_authority(forward)
-        return self._options_for(authority, forward.cluster.cluster.connect_timeout)
 
     def _options_for(self, authority: str, connect_timeout: float) -> Options:
         """The user's options, completed for a channel to one endpoint."""
@@ -240,7 +263,11 @@ class Pool:
         """Take channels to endpoints that are gone out of use; close those without calls."""
         with self._lock:
             current = self._current()
-            gone = [key for key in self._peers if key[0] not in current]
+            gone = [
+                key
+                for key, peer in self._peers.items()
+                if key[0] not in current or peer.tls != self._tls_to(key[0])
+            ]
             if gone:
                 self.draining = (*self.draining, *(self._peers.pop(key) for key in gone))
                 left = {endpoint for endpoint, _ in gone}

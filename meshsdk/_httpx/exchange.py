@@ -6,25 +6,13 @@ httpcore2.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import time
 from collections.abc import Callable
 from typing import Any
 
 from meshsdk.balancing import ClusterView, EndpointState
 from meshsdk.call import Forward, Reply, Request
-from meshsdk.errors import (
-    Blocked,
-    CallError,
-    ClusterNotFound,
-    ConnectFailure,
-    ListenerNotFound,
-    NoRoute,
-    RouteTimeout,
-    UnusableRoute,
-)
-from meshsdk.model import DirectResponseAction, ForwardAction, ListenerView
+from meshsdk.errors import CallError, ConnectFailure, RouteTimeout
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -75,6 +63,12 @@ def authority(url: Any) -> str:
     if ":" in host:
         host = f"[{host}]"
     return host if url.port is None else f"{host}:{url.port}"
+
+
+def bare_host(authority: str) -> str:
+    """An authority without its port and brackets."""
+    host, colon, port = authority.rpartition(":")
+    return (host if colon and port.isdigit() else authority).strip("[]")
 
 
 # --- headers ---------------------------------------------------------------------------------
@@ -191,13 +185,15 @@ class Trip:
     Attributes:
         timeout: the route's, in seconds; None is no limit.
         waited: seconds of the caller's time that an injected delay has taken.
-        server_name: the name that TLS verifies; None for plain text.
+        host: that the call names, without port, for TLS that the mesh begins.
+        server_name: the name that the application's own TLS verifies; None: it does none.
+        connect_timeout: of the endpoint's cluster, in seconds.
         connecting: seconds spent on connecting, successfully or not.
     """
 
     __slots__ = (
-        "_caller", "cluster", "connecting", "extensions", "limited_by", "route", "server_name",
-        "timeout", "waited",
+        "_caller", "cluster", "connect_timeout", "connecting", "extensions", "host", "limited_by",
+        "route", "server_name", "timeout", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -208,13 +204,16 @@ class Trip:
         *,
         timeout: float | None = None,
         waited: float = 0.0,
+        host: str = "",
         server_name: str | None = None,
     ) -> None:
         self.cluster = cluster
         self.route = route
         self.timeout = timeout
         self.waited = waited
+        self.host = host
         self.server_name = server_name
+        self.connect_timeout = cluster.cluster.connect_timeout
         self.connecting = 0.0
         self._caller: dict[str, float | None] = extensions.get("timeout") or {}
         self.limited_by = "cluster"
@@ -227,7 +226,7 @@ class Trip:
         """
         spent = 0.0 if since is None else time.monotonic() - since
         caller = self._caller.get("connect")
-        limits = [(self.cluster.cluster.connect_timeout - spent, "cluster")]
+        limits = [(self.connect_timeout - spent, "cluster")]
         if self.timeout is not None:
             limits.append((self.timeout - self.connecting - spent, "route"))
         if caller is not None:
@@ -247,7 +246,7 @@ class Trip:
         return ConnectFailure(
             f"cannot connect to {endpoint.target}: {_why(reason)}",
             route=self.route,
-            cluster=self.cluster.cluster.name,
+            cluster=endpoint.cluster.name,
             endpoint=endpoint.target,
         )
 
@@ -273,31 +272,3 @@ def _why(error: BaseException) -> str:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     return type(error).__name__
-
-
-def opaque_cluster(view: ListenerView, authority: str, random: Callable[[], float]) -> ClusterView:
-    """The cluster of a connection whose requests nobody can read: https from the application.
-
-    No rule about requests can apply, so what counts is the route that takes everything, the last.
-
-    Raises:
-        CallError: there is none; says why.
-    """
-    if view.absent or view.route_config is None:
-        raise ListenerNotFound(view.absent or f"{view.name} has no routes")
-    host = view.route_config.virtual_host(authority)
-    if host is None or not host.routes:
-        raise NoRoute(f"no virtual host for {authority} in {view.name}")
-    action = host.routes[-1].action
-    if isinstance(action, DirectResponseAction):
-        raise Blocked(f"{authority} is not in the registry, and only registered hosts are allowed")
-    if not isinstance(action, ForwardAction):
-        route = host.routes[-1].name
-        raise UnusableRoute(f"route {route!r} cannot apply to https://{authority}", route=route)
-    bounds = list(itertools.accumulate(entry.weight for entry in action.clusters))
-    chosen = action.clusters[bisect.bisect(bounds, int(random() * bounds[-1]))]
-    found: ClusterView | None = view.clusters.get(chosen.cluster)
-    if found is None:
-        missing = f"cluster {chosen.cluster} of {authority} does not exist"
-        raise ClusterNotFound(missing, cluster=chosen.cluster)
-    return found

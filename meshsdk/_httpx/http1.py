@@ -9,6 +9,7 @@ per read, can be applied where reads happen.
 from __future__ import annotations
 
 import select
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -17,13 +18,16 @@ import h11
 
 from meshsdk._httpx.exchange import Trip
 from meshsdk._httpx.wire import Wire
+from meshsdk.model import UpstreamTls
+from meshsdk.tls.context import check_peer, client_context
 
-Key = str | tuple[str, str]
-"""Target, or target and the server name of TLS."""
+Key = str | tuple[str, str, UpstreamTls | None]
+"""Target; or target, server name and TLS of the mesh, None for that of the application."""
 
 Tracer = Callable[[str, dict[str, Any]], Awaitable[None]]
 
 _MAX_HEAD = 100 * 1024
+ALPN = ("http/1.1",)
 
 
 class Connection:
@@ -143,9 +147,31 @@ class Connection:
             self._trip.connecting += time.monotonic() - self.began
 
     async def _start_tls(self) -> None:
-        context = self._connect["ssl_context"] or self._core.default_ssl_context()
-        context.set_alpn_protocols(["http/1.1"])
-        name = self._request.extensions.get("sni_hostname") or self._trip.server_name
+        assert isinstance(self.key, tuple)
+        _, name, tls = self.key
+        if tls is None:
+            await self._shake_hands(self._own_context(), self._own_server_name(name))
+            return
+        try:
+            context = client_context(tls, ALPN)
+        except OSError as error:
+            raise self._core.ConnectError(f"TLS: {error}") from error
+        await self._shake_hands(context, name or None)
+        try:
+            check_peer(tls, self._wire.stream.get_extra_info("ssl_object"), name)
+        except ssl.SSLCertVerificationError as error:
+            raise self._core.ConnectError(str(error.args[0])) from error
+
+    def _own_context(self) -> ssl.SSLContext:
+        context: ssl.SSLContext = self._connect["ssl_context"] or self._core.default_ssl_context()
+        context.set_alpn_protocols(list(ALPN))
+        return context
+
+    def _own_server_name(self, name: str) -> str:
+        chosen: str = self._request.extensions.get("sni_hostname") or name
+        return chosen
+
+    async def _shake_hands(self, context: ssl.SSLContext, name: str | None) -> None:
         how = {
             "ssl_context": context,
             "server_hostname": name,

@@ -18,6 +18,7 @@ from meshsdk._httpx.watch import Attachment, Watch, watch_of
 from meshsdk.call import Forward, Reply, Request, decide
 from meshsdk.errors import CallError, NotReady
 from meshsdk.model import ListenerView
+from meshsdk.opaque import decide_connection
 
 if TYPE_CHECKING:
     from meshsdk.mesh import Mesh
@@ -160,6 +161,7 @@ class MeshPool:
             request.extensions,
             timeout=forward.timeout,
             waited=forward.delay,
+            host=forward.authority,
         )
         try:
             response = await self.sender.send(request, trip)
@@ -173,8 +175,8 @@ class MeshPool:
         """https: the mesh chooses the endpoint of the connection and reads nothing."""
         url = request.url
         try:
-            cluster = exchange.opaque_cluster(view, exchange.authority(url), _draw)
-            if cluster.passthrough:
+            cluster = decide_connection(view, exchange.authority(url), _draw)
+            if cluster is None:
                 return await self._side.send(self.inner, request)
             name = url.host.decode("ascii")
             trip = Trip(cluster, "", request.extensions, server_name=name)

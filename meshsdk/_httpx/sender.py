@@ -7,7 +7,7 @@ import random
 from typing import Any
 
 from meshsdk._httpx.connections import Connections, Waiter
-from meshsdk._httpx.exchange import CallInfo, Trip, replayable, timeouts
+from meshsdk._httpx.exchange import CallInfo, Trip, bare_host, replayable, timeouts
 from meshsdk._httpx.http1 import Connection, Key
 from meshsdk._httpx.library import Library
 from meshsdk._httpx.sides import Side
@@ -127,18 +127,20 @@ class Sender:
         connection.used = True
         response.stream = self._side.body(self, connection, endpoint)
         response.extensions["meshsdk"] = CallInfo(
-            "-", trip.route, trip.cluster.cluster.name, endpoint.target
+            "-", trip.route, endpoint.cluster.name, endpoint.target
         )
         return response
 
     def _raise_if_worn(self, error: BaseException, connection: Connection, request: Any) -> None:
         """A server may close a kept connection just as a request is sent on it.
 
-        Sending it again is safe when nothing of it was sent, or when it may be repeated.
+        Sending it again is safe when nothing of it was sent, or when it may be repeated. What is
+        opaque is never repeated.
         """
         core = self._core
         broken = (core.RemoteProtocolError, core.ReadError, core.WriteError)
-        again = not connection.sent or replayable(request, self._byte_stream)
+        opaque = isinstance(connection.key, tuple) and connection.key[2] is None
+        again = not connection.sent or (not opaque and replayable(request, self._byte_stream))
         if isinstance(error, broken) and not connection.received and again:
             raise _Worn from error
 
@@ -164,8 +166,8 @@ class Sender:
             PoolTimeout: (of httpcore) the client's limit left none free in time.
         """
         connections = self.connections
-        name = trip.server_name
-        key: Key = endpoint.target if name is None else (endpoint.target, name)
+        trip.connect_timeout = endpoint.cluster.connect_timeout
+        key = _key(trip, endpoint)
         while True:
             connection = connections.take(key, endpoint, fresh=fresh)
             if isinstance(connection, Waiter):
@@ -202,3 +204,14 @@ class Sender:
     async def close(self) -> None:
         for connection in self.connections.clear():
             await self._side.close(connection)
+
+
+def _key(trip: Trip, endpoint: EndpointState) -> Key:
+    """What tells connections apart: the endpoint, and whose TLS to which name."""
+    name = trip.server_name
+    if name is not None:
+        return endpoint.target, name, None
+    tls = endpoint.cluster.tls_to(endpoint.endpoint)
+    if tls is None:
+        return endpoint.target
+    return endpoint.target, tls.server_name(bare_host(trip.host), endpoint.endpoint.hostname), tls

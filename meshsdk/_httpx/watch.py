@@ -6,8 +6,10 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
+from meshsdk._httpx.http1 import ALPN
 from meshsdk._httpx.sides import orphans
 from meshsdk.model import Snapshot
+from meshsdk.tls.context import prepare
 
 if TYPE_CHECKING:
     from meshsdk._httpx.pool import MeshPool
@@ -46,12 +48,10 @@ class Watch:
 
     def changed(self, snapshot: Snapshot) -> None:
         """Close idle connections to endpoints that are gone. Called by the xDS thread."""
-        live = frozenset(
-            state.target
-            for view in snapshot.listeners.values()
-            for cluster in view.clusters.values()
-            for state in cluster.endpoints
-        )
+        clusters = {c for view in snapshot.listeners.values() for c in view.clusters.values()}
+        live = frozenset(state.target for cluster in clusters for state in cluster.endpoints)
+        for cluster in clusters:
+            prepare(cluster.cluster, ALPN)
         if live == self.live:
             return
         with self._lock:

@@ -55,7 +55,9 @@ class ClusterView:
     @property
     def passthrough(self) -> bool:
         """Nothing is known of where to: the caller may go where it was going, unchanged."""
-        return self.cluster.kind is ClusterKind.ORIGINAL_DST and not self.endpoints
+        cluster = self.cluster
+        protected = cluster.tls is not None or cluster.sockets
+        return cluster.kind is ClusterKind.ORIGINAL_DST and not (self.endpoints or protected)
 
     def pick(self, random: Random, key: int | None = None) -> EndpointState:
         """Choose an endpoint and count an attempt on it.

@@ -11,7 +11,9 @@ from envoy.extensions.transport_sockets.tls.v3 import tls_pb2  # noqa: F401
 from google.protobuf import json_format
 
 from meshsdk.errors import InvalidResource
+from meshsdk.matching import StringKind, StringMatch
 from meshsdk.model import (
+    SYSTEM_ROOTS,
     Assignment,
     Balancing,
     Cluster,
@@ -20,6 +22,10 @@ from meshsdk.model import (
     DnsFamily,
     Endpoint,
     LocalityEndpoints,
+    NameKind,
+    PeerName,
+    Pem,
+    UpstreamTls,
 )
 from meshsdk.xds.decode import DECODERS
 from meshsdk.xds.resources import CLUSTER
@@ -210,19 +216,165 @@ def test_plain_text_may_be_said() -> None:
     decode({**EDS, "transport_socket": RAW, "transport_socket_matches": matches})
 
 
+def tls(common: Json | None = None, **fields: Any) -> Json:
+    """`transport_socket` with TLS."""
+    made = socket("tls.v3.UpstreamTlsContext")
+    made["name"] = "envoy.transport_sockets.tls"
+    made["typed_config"] |= {"common_tls_context": common or {}, **fields}
+    return {"transport_socket": made}
+
+
+def validation(**fields: Any) -> Json:
+    return {"validation_context": fields}
+
+
+CA: Json = {"filename": "/ca.pem"}
+ROOTS = Pem("/ca.pem")
+_DNS_NAME = {"san_type": "DNS", "matcher": {"exact": "a"}}
+
+
 @pytest.mark.parametrize(
-    ("fields", "field"),
+    ("fields", "expected"),
     [
-        ({"transport_socket": TLS}, "transport_socket"),
-        ({"transport_socket": {"name": "x"}}, "transport_socket"),
-        ({"transport_socket": {}}, "transport_socket"),
+        (tls(), UpstreamTls()),
+        (tls(sni="a"), UpstreamTls("a")),
+        (tls(auto_host_sni=True), UpstreamTls(sni_of_endpoint=True)),
+        (tls(validation(trusted_ca=CA)), UpstreamTls(roots=ROOTS)),
         (
-            {"transport_socket_matches": [{"name": "a", "transport_socket": TLS}]},
-            "transport_socket_matches[0].transport_socket",
+            tls(validation(trusted_ca={"inline_string": "PEM"})),
+            UpstreamTls(roots=Pem(content=b"PEM")),
+        ),
+        (tls(validation(system_root_certs={})), UpstreamTls(roots=SYSTEM_ROOTS)),
+        (
+            tls(validation(trusted_ca=CA, match_typed_subject_alt_names=[_DNS_NAME])),
+            UpstreamTls(
+                roots=ROOTS,
+                names=(PeerName(NameKind.DNS, StringMatch(StringKind.EXACT, "a")),),
+            ),
+        ),
+        (
+            tls(validation(trusted_ca=CA, match_subject_alt_names=[{"prefix": "a"}])),
+            UpstreamTls(
+                roots=ROOTS,
+                names=(PeerName(NameKind.ANY, StringMatch(StringKind.PREFIX, "a")),),
+            ),
+        ),
+        (
+            tls(
+                validation(trusted_ca=CA, match_typed_subject_alt_names=[_DNS_NAME]),
+                sni="s",
+                auto_sni_san_validation=True,
+            ),
+            UpstreamTls("s", roots=ROOTS, verify_sni=True),
+        ),
+        (
+            tls(
+                {
+                    "tls_certificates": [
+                        {
+                            "certificate_chain": {"filename": "/c"},
+                            "private_key": {"inline_bytes": "a2V5"},
+                        }
+                    ],
+                    "alpn_protocols": ["h2"],
+                    "tls_params": {"tls_minimum_protocol_version": "TLSv1_3"},
+                }
+            ),
+            UpstreamTls(
+                certificate=Pem("/c"), key=Pem(content=b"key"), min_version="TLSv1_3", alpn=("h2",)
+            ),
         ),
     ],
 )
-def test_calls_never_go_out_unprotected(fields: Json, field: str) -> None:
-    with pytest.raises(InvalidResource, match="unprotected") as caught:
+def test_tls(fields: Json, expected: UpstreamTls) -> None:
+    assert decode({**EDS, **fields}).tls == expected
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_server_name_of_the_host(old: bool) -> None:
+    options = {"auto_sni": True, "auto_san_validation": True}
+    kind = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+    fields: Json = {"upstream_http_protocol_options": options}
+    if not old:
+        packed = {"@type": f"type.googleapis.com/{kind}", **fields, "explicit_http_config": {}}
+        packed["explicit_http_config"] = {"http_protocol_options": {}}
+        fields = {"typed_extension_protocol_options": {kind: packed}}
+    found = decode({**EDS, **tls(validation(trusted_ca=CA)), **fields}).tls
+    assert found == UpstreamTls(sni_of_host=True, roots=ROOTS, verify_sni=True)
+
+
+def test_tls_for_some_endpoints() -> None:
+    matches = [
+        {"name": "a", "match": {"tlsMode": "istio"}, **tls(sni="a")},
+        {"name": "b", "match": {}, "transport_socket": RAW},
+    ]
+    found = decode({**EDS, "transport_socket_matches": matches})
+    istio = Endpoint("h", 1, metadata={"envoy.transport_socket_match": {"tlsMode": "istio"}})
+    assert found.tls_to(istio) == UpstreamTls("a")
+    assert found.tls_to(Endpoint("h", 1)) is None
+
+
+_COMMON = "transport_socket.common_tls_context"
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"transport_socket": {"name": "x"}}, "transport_socket"),
+        ({"transport_socket": {}}, "transport_socket"),
+        ({"transport_socket": {**TLS, "name": "other"}}, "transport_socket"),
+        (
+            {"transport_socket_matches": [{"name": "a", "transport_socket": {"name": "x"}}]},
+            "transport_socket_matches[0].transport_socket",
+        ),
+        (tls(allow_renegotiation=True), "transport_socket.allow_renegotiation"),
+        (
+            tls({"tls_certificate_sds_secret_configs": [{"name": "s"}]}),
+            f"{_COMMON}.tls_certificate_sds_secret_configs",
+        ),
+        (
+            tls({"validation_context_sds_secret_config": {"name": "s"}}),
+            f"{_COMMON}.validation_context_sds_secret_config",
+        ),
+        (
+            tls(
+                {
+                    "combined_validation_context": {
+                        "default_validation_context": {},
+                        "validation_context_sds_secret_config": {"name": "s"},
+                    }
+                }
+            ),
+            f"{_COMMON}.combined_validation_context.validation_context_sds_secret_config",
+        ),
+        (tls({"custom_handshaker": {"name": "h"}}), f"{_COMMON}.custom_handshaker"),
+        (
+            tls({"tls_params": {"cipher_suites": ["x"]}}),
+            f"{_COMMON}.tls_params.cipher_suites",
+        ),
+        (
+            tls(validation(trusted_ca=CA, crl={"filename": "/crl"})),
+            f"{_COMMON}.validation_context.crl",
+        ),
+        (
+            tls(validation(trusted_ca=CA, verify_certificate_spki=["x"])),
+            f"{_COMMON}.validation_context.verify_certificate_spki",
+        ),
+        (
+            tls(validation(trusted_ca=CA, trust_chain_verification="ACCEPT_UNTRUSTED")),
+            f"{_COMMON}.validation_context.trust_chain_verification",
+        ),
+        (
+            tls(validation(trusted_ca={"environment_variable": "X"})),
+            f"{_COMMON}.validation_context.trusted_ca",
+        ),
+        (
+            tls(validation(match_typed_subject_alt_names=[_DNS_NAME])),
+            f"{_COMMON}.validation_context",
+        ),
+    ],
+)
+def test_tls_that_cannot_be_done_as_it_says_is_refused(fields: Json, field: str) -> None:
+    with pytest.raises(InvalidResource) as caught:
         decode({**EDS, **fields})
     assert caught.value.field == field

@@ -51,8 +51,6 @@ def _cluster(message: Any, notes: Notes) -> Cluster:
     if (kind in _PROVIDED) != provided and kind is not ClusterKind.AGGREGATE:
         raise Bad("lb_policy", f"{balancing.value} does not fit a cluster of type {kind.value}")
     how = transport(message, notes)
-    if how:
-        raise Bad("transport_socket", "TLS is not supported; without it calls would go unprotected")
     connect_timeout = optional_seconds(message, "connect_timeout")
     return Cluster(
         message.name,

@@ -189,6 +189,8 @@ def _socket(socket: Any, automatic: tuple[bool, bool], notes: Notes) -> Upstream
     _refuse(context, ("allow_renegotiation",))
     common = sub("common_tls_context", _common, context.common_tls_context, notes)
     of_host, san_of_host = automatic
+    if context.auto_sni_san_validation:
+        common["names"] = ()  # it stands in their place
     found = UpstreamTls(
         sni=context.sni,
         sni_of_host=of_host,
