@@ -1,4 +1,4 @@
-# setup, demo, test, lint, bench, lock: what each does is said by `make` alone.
+# setup, demo, test, lint, bench, fields, lock: what each does is said by `make` alone.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,13 +8,14 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports bench lock system clean
+.PHONY: help setup demo test lint types imports bench fields lock system clean
 
 help:
 	@echo "make setup   the environment in $(VENV), from the lock file"
 	@echo "make demo    Bookinfo on the mesh: every step played and checked (KEEP=1 leaves it running)"
 	@echo "make test    lint, types, import contracts and all tests (TESTS=path for a part)"
 	@echo "make bench   what the mesh costs, against plain clients, Envoy and gRPC's own xDS"
+	@echo "make fields  docs/fields.md anew, from tools/fields.yaml and the compiled CRDs"
 	@echo "make lock    resolve pyproject.toml anew into the lock files"
 	@echo "make clean   remove the environments and everything that was built"
 
@@ -60,6 +61,9 @@ test: setup system $(ENVOY_VENV)/.installed lint types imports
 
 bench: setup system $(ENVOY_VENV)/.installed
 	@$(BIN)/python -m bench $(BENCH)
+
+fields: setup
+	@$(BIN)/python -m tools.fields
 
 lock:
 	@$(BIN)/uv pip compile pyproject.toml --extra httpx --extra httpx2 --extra otel --extra controlplane \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -554,3 +555,27 @@ def test_labels_and_networks_of_endpoints(field: str) -> None:
         for item in group.lb_endpoints
     }
     assert found == {"10.0.0.2": 0, "10.0.0.1": 1}
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ({"type": "Healthy", "status": "True"}, "HEALTHY"),
+        ({"type": "Healthy", "status": "False"}, "UNHEALTHY"),
+        ({"type": "Healthy", "status": "False", "reason": "Draining"}, "DRAINING"),
+        ({"type": "Reconciled", "status": "False"}, "HEALTHY"),
+    ],
+)
+def test_the_status_of_a_workload_entry(condition: Any, expected: str) -> None:
+    """Whoever watches a workload says there how it is."""
+    document = {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "WorkloadEntry",
+        "metadata": {"name": "a", "namespace": "default"},
+        "spec": {"address": "10.0.0.1", "labels": {"app": "store"}},
+        "status": {"conditions": [condition]},
+    }
+    world = make_world(service("store", "http:8080"), json.dumps(document))
+    message = as_dict(xds.endpoints(world, make_node(), str(ClusterName(8080, "", HOST))))
+    (group,) = message["endpoints"]
+    assert [one["healthStatus"] for one in group["lbEndpoints"]] == [expected]
