@@ -8,20 +8,20 @@ import pytest
 import yaml
 
 from tests.support.programs import require_data
-from tools import fields
-from tools.fields import LedgerError, Pattern, Verdict, judge
+from tools import fields, ledger
+from tools.ledger import LedgerError, Pattern, Verdict, judge
 
 HONOURED = Verdict(tests=("tests/unit/test_fields.py::test_patterns",))
 
 
 def test_every_field_is_listed_and_every_pattern_decides_something() -> None:
-    found = fields.kinds(fields.read_schemas(), fields.read_ledger())
+    found = ledger.kinds(ledger.read_schemas(), ledger.read_ledger())
     assert sum(len(kind.verdicts) for kind in found) > 1000
 
 
 def test_every_test_exists() -> None:
-    found = fields.kinds(fields.read_schemas(), fields.read_ledger())
-    assert fields.missing_tests(found) == []
+    found = ledger.kinds(ledger.read_schemas(), ledger.read_ledger())
+    assert ledger.missing_tests(found) == []
 
 
 def test_the_document_is_up_to_date() -> None:
@@ -31,7 +31,7 @@ def test_the_document_is_up_to_date() -> None:
 def test_the_schemas_have_the_fields_of_the_crds() -> None:
     """Also that nothing is served besides, and that versions do not differ."""
     text = (require_data("istio/crds") / "crd-all.gen.yaml").read_text()
-    schemas = fields.read_schemas()
+    schemas = ledger.read_schemas()
     seen = set()
     for crd in filter(None, yaml.load_all(text, Loader=yaml.CSafeLoader)):
         spec = crd["spec"]
@@ -42,8 +42,8 @@ def test_the_schemas_have_the_fields_of_the_crds() -> None:
         for version, schema in served.items():
             parts = schema["openAPIV3Schema"]["properties"]
             for part in ("spec", "status"):
-                compiled = set(fields.fields_of(schemas[key][part], part))
-                assert compiled == set(fields.fields_of(parts[part], part)), (key, version)
+                compiled = set(ledger.fields_of(schemas[key][part], part))
+                assert compiled == set(ledger.fields_of(parts[part], part)), (key, version)
     assert seen == set(schemas)
 
 
@@ -58,7 +58,7 @@ def test_paths_of_fields() -> None:
         },
         "additionalProperties": False,
     }
-    assert list(fields.fields_of(schema, "spec")) == [
+    assert list(ledger.fields_of(schema, "spec")) == [
         "spec.name",
         "spec.hosts[]",
         "spec.ports[]",
@@ -114,19 +114,19 @@ def test_what_a_ledger_may_not_say(patterns: list[str], problem: str) -> None:
 )
 def test_an_entry_says_one_thing(entry: Any) -> None:
     with pytest.raises(LedgerError, match="must have one of"):
-        fields.verdict(entry, "K spec.a")
+        ledger.verdict(entry, "K spec.a")
 
 
 def test_ids_are_looked_up() -> None:
     here = "tests/unit/test_fields.py"
     known = f"{here}::test_patterns"
     ids = (known, f"{here}::test_nowhere", f"{here}::fields", "tests/nowhere.py::test_a", here)
-    kind = fields.Kind("K", "g", ("v1",), {"spec.a": Verdict(tests=ids)})
-    assert fields.missing_tests([kind]) == sorted(set(ids) - {known})
+    kind = ledger.Kind("K", "g", ("v1",), {"spec.a": Verdict(tests=ids)})
+    assert ledger.missing_tests([kind]) == sorted(set(ids) - {known})
 
 
 def test_versions_as_kubernetes_ranks_them() -> None:
     listed = ["v1alpha3", "v1", "v1beta1", "v2alpha1", "v1beta2"]
-    assert fields.newest_first(listed) == ("v1", "v1beta2", "v1beta1", "v2alpha1", "v1alpha3")
+    assert ledger.newest_first(listed) == ("v1", "v1beta2", "v1beta1", "v2alpha1", "v1alpha3")
     with pytest.raises(LedgerError, match="no version"):
-        fields.newest_first(["one"])
+        ledger.newest_first(["one"])
