@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import json
-import urllib.error
 import urllib.parse
-import urllib.request
 from typing import Annotated, Any
 
 import typer
@@ -14,13 +11,12 @@ import yaml
 
 from controlplane.cli import files
 from controlplane.cli.output import Failure, Format, complain, data, say, table
+from controlplane.cli.remote import DEFAULT_SERVER, Changes, Items, Node, ask
 from controlplane.model.enforcement import KUBERNETES
 from controlplane.model.resource import Finding, Level, Origin
 from controlplane.model.schema import kind_schemas, suggest
 
-DEFAULT_SERVER = "http://127.0.0.1:15014"
 TYPES = ("CDS", "LDS", "EDS", "RDS")
-_TIMEOUT = 30.0
 
 Server = Annotated[
     str,
@@ -69,7 +65,7 @@ def proxy_status(
     server: Server = DEFAULT_SERVER,
     output: Output = Format.SHORT,
 ) -> None:
-    nodes = [n for n in _ask(server, "/debug/syncz") if _is_meant(n, name, namespace)]
+    nodes = [n for n in ask(server, "/debug/syncz", list[Node]) if _is_meant(n, name, namespace)]
     if name and not nodes:
         raise Failure(f"no connected node is named {name}; meshctl proxy-status lists them")
     if output is not Format.SHORT:
@@ -129,7 +125,7 @@ def apply(
     server: Server = DEFAULT_SERVER,
     output: Output = Format.SHORT,
 ) -> None:
-    answer = _ask(server, "/config/apply", _joined(filename))
+    answer = ask(server, "/config/apply", Changes, _joined(filename))
     _print_results(answer, output)
 
 
@@ -228,12 +224,12 @@ def _check_kind(kind: str) -> None:
 
 def _select(server: str, kind: str, namespace: str, name: str) -> list[dict[str, Any]]:
     query = urllib.parse.urlencode({"kind": kind, "namespace": namespace, "name": name})
-    found: list[dict[str, Any]] = _ask(server, f"/config?{query}")["items"]
+    found: list[dict[str, Any]] = ask(server, f"/config?{query}", Items)["items"]
     return found
 
 
 def _identity(item: dict[str, Any]) -> tuple[str, str, str]:
-    metadata = item.get("metadata", {})
+    metadata = item.get("metadata") or {}
     return item["kind"], metadata.get("namespace", "default"), metadata.get("name", "")
 
 
@@ -260,52 +256,13 @@ def delete(
     output: Output = Format.SHORT,
 ) -> None:
     if filename:
-        answer = _ask(server, "/config/delete", _joined(filename))
+        answer = ask(server, "/config/delete", Changes, _joined(filename))
     elif kind and name:
         path = "/".join(
             urllib.parse.quote(part, safe="")
             for part in (_SHORT.get(kind.lower(), kind), namespace or "default", name)
         )
-        answer = _ask(server, f"/config/{path}", method="DELETE")
+        answer = ask(server, f"/config/{path}", Changes, method="DELETE")
     else:
         raise Failure("say what to delete: -f FILE, or KIND and NAME", 64)
     _print_results(answer, output)
-
-
-# --- the admin port --------------------------------------------------------------------------
-
-
-def _ask(server: str, path: str, body: str | None = None, method: str | None = None) -> Any:
-    """One request; its JSON answer.
-
-    Raises:
-        Failure: no control plane there (1), or it refused the data (65).
-    """
-    base = server if "//" in server else f"http://{server}"
-    if not base.startswith(("http://", "https://")):
-        raise Failure(f"--server {server}: must be an address such as {DEFAULT_SERVER}", 64)
-    request = urllib.request.Request(  # noqa: S310 - the operator names the server
-        base.rstrip("/") + path, None if body is None else body.encode(), method=method
-    )
-    try:
-        with _opener.open(request, timeout=_TIMEOUT) as answer:
-            return json.load(answer)
-    except urllib.error.HTTPError as error:
-        raise Failure(_problem(error), 65 if error.code in (404, 422) else 1) from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise Failure(
-            f"no control plane answers at {base}: {reason}. Start one with: "
-            f"meshctl serve --config DIR, or name it with --server or MESHCTL_SERVER"
-        ) from None
-
-
-def _problem(error: urllib.error.HTTPError) -> str:
-    try:
-        return "\n".join(json.load(error)["errors"])
-    except (ValueError, KeyError, TypeError):
-        return f"the control plane answered {error.code} {error.reason}"
-
-
-# Proxies of the environment are for the outside; the control plane is on this machine.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))

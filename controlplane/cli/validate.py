@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from controlplane.cli import files
-from controlplane.cli.output import Format, complain, data, say
+from controlplane.cli.output import Failure, Format, complain, data, say
 from controlplane.model.parse import Parsed
 from controlplane.world import Finding, Level, Origin, Resource
 
@@ -40,7 +40,9 @@ def validate(
     ),
 ) -> None:
     found = [
-        entry for file, parsed in files.read([*filename, *more]) for entry in _entries(file, parsed)
+        entry
+        for file, parsed in _read([*filename, *more], output)
+        for entry in _entries(file, parsed)
     ]
     invalid = [entry for entry in found if not entry["valid"]]
     if output is not Format.SHORT:
@@ -49,6 +51,21 @@ def validate(
         _print(found)
     if invalid:
         raise typer.Exit(65)
+
+
+def _read(names: list[str], output: Format) -> list[tuple[str, Parsed]]:
+    """`files.read`; as data, a file that is not there is an entry like any other mistake."""
+    if output is Format.SHORT:
+        return files.read(names)
+    found: list[tuple[str, Parsed]] = []
+    for name in names:
+        try:
+            found += files.read([name])
+        except Failure as failure:
+            problem = str(failure).removeprefix(f"{name}: ")
+            mistake = Finding(Level.ERROR, "", "file", problem, "", Origin(name))
+            found.append((name, Parsed((), (mistake,))))
+    return found
 
 
 def _print(found: Iterable[dict[str, Any]]) -> None:
