@@ -6,13 +6,11 @@ httpcore2.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from typing import Any
 
-from meshsdk.balancing import ClusterView, EndpointState
+from meshsdk.balancing import EndpointState
 from meshsdk.call import Forward, Reply, Request
-from meshsdk.errors import CallError, ConnectFailure, RouteTimeout
+from meshsdk.errors import CallError
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -132,8 +130,16 @@ def headers_to_send(request: Any, seen: Request, forward: Forward) -> RawHeaders
     return host + rest + [(raw(name), raw(value)) for name, value in seen.headers[len(rest) :]]
 
 
-def headers_to_hand_on(headers: RawHeaders, forward: Forward) -> RawHeaders:
-    pairs = forward.response_headers([(text(k), text(v)) for k, v in headers])
+def with_host(headers: RawHeaders, authority: str) -> RawHeaders:
+    rest = [pair for pair in headers if pair[0].lower() != b"host"]
+    return [(b"Host", raw(authority)), *rest]
+
+
+def headers_to_hand_on(
+    headers: RawHeaders, forward: Forward, status: int, endpoint: EndpointState | None
+) -> RawHeaders:
+    given = [(text(k), text(v)) for k, v in headers]
+    pairs = forward.response_headers(given, status=status, endpoint=endpoint)
     return [(raw(name), raw(value)) for name, value in pairs]
 
 
@@ -174,101 +180,3 @@ def response(core: Any, request: Any, reply: Reply) -> Any:
             ),
         },
     )
-
-
-# --- where a request goes --------------------------------------------------------------------
-
-
-class Trip:
-    """One request on its way to a cluster, over all its attempts.
-
-    Attributes:
-        timeout: the route's, in seconds; None is no limit.
-        waited: seconds of the caller's time that an injected delay has taken.
-        host: that the call names, without port, for TLS that the mesh begins.
-        server_name: the name that the application's own TLS verifies; None: it does none.
-        connect_timeout: of the endpoint's cluster, in seconds.
-        connecting: seconds spent on connecting, successfully or not.
-    """
-
-    __slots__ = (
-        "_caller", "cluster", "connect_timeout", "connecting", "extensions", "host", "limited_by",
-        "route", "server_name", "timeout", "waited",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        cluster: ClusterView,
-        route: str,
-        extensions: dict[str, Any],
-        *,
-        timeout: float | None = None,
-        waited: float = 0.0,
-        host: str = "",
-        server_name: str | None = None,
-    ) -> None:
-        self.cluster = cluster
-        self.route = route
-        self.timeout = timeout
-        self.waited = waited
-        self.host = host
-        self.server_name = server_name
-        self.connect_timeout = cluster.cluster.connect_timeout
-        self.connecting = 0.0
-        self._caller: dict[str, float | None] = extensions.get("timeout") or {}
-        self.limited_by = "cluster"
-
-    def to_connect(self, since: float | None = None) -> float:
-        """Seconds for connecting: the shortest of the caller's, the route's and the cluster's.
-
-        Args:
-            since: when this attempt began, if that is a while ago (monotonic).
-        """
-        spent = 0.0 if since is None else time.monotonic() - since
-        caller = self._caller.get("connect")
-        limits = [(self.connect_timeout - spent, "cluster")]
-        if self.timeout is not None:
-            limits.append((self.timeout - self.connecting - spent, "route"))
-        if caller is not None:
-            limits.append((caller - self.connecting - spent, "caller"))
-        limit, self.limited_by = min(limits)
-        return max(limit, 0.001)
-
-    def timed_out(self) -> RouteTimeout:
-        return RouteTimeout(
-            f"upstream request timeout: the route {self.route!r} allows {self.timeout:g} s",
-            route=self.route,
-            cluster=self.cluster.cluster.name,
-            sent=True,
-        )
-
-    def connect_failure(self, endpoint: EndpointState, reason: BaseException) -> ConnectFailure:
-        return ConnectFailure(
-            f"cannot connect to {endpoint.target}: {_why(reason)}",
-            route=self.route,
-            cluster=endpoint.cluster.name,
-            endpoint=endpoint.target,
-        )
-
-    def another(self, failed: set[str], random: Callable[[], float]) -> EndpointState | None:
-        """An endpoint, acquired, that has not failed yet: as the policy picks, or any other."""
-        for _ in range(len(failed) + 1):
-            state = self.cluster.pick(random)
-            if state.target not in failed:
-                return state
-            state.release()
-        for state in self.cluster.endpoints:
-            if state.target not in failed:
-                state.acquire()
-                return state
-        return None
-
-
-def _why(error: BaseException) -> str:
-    """The first thing that an error, or what caused it, has to say."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if str(cause):
-            return str(cause)
-        cause = cause.__cause__ or cause.__context__
-    return type(error).__name__

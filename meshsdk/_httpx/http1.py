@@ -16,7 +16,7 @@ from typing import Any
 
 import h11
 
-from meshsdk._httpx.exchange import Trip
+from meshsdk._httpx.trip import Trip
 from meshsdk._httpx.wire import Wire
 from meshsdk.model import UpstreamTls
 from meshsdk.tls.context import check_peer, client_context

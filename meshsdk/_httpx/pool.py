@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Self
 from meshsdk import propagation
 from meshsdk._httpx import exchange
 from meshsdk._httpx.connections import Connections
-from meshsdk._httpx.exchange import Trip, timeouts
+from meshsdk._httpx.exchange import timeouts
 from meshsdk._httpx.library import Library, library_of
+from meshsdk._httpx.mirrors import Mirrors
 from meshsdk._httpx.sender import Sender
 from meshsdk._httpx.sides import Async, Side, Sync, finish, orphans, settle_orphans
+from meshsdk._httpx.trip import Trip
 from meshsdk._httpx.watch import Attachment, Watch, watch_of
 from meshsdk.call import Forward, Reply, Request, decide
 from meshsdk.errors import CallError, NotReady
@@ -54,6 +56,7 @@ class MeshPool:
         self._watch: Watch | None = None
         self._genuine: Any = None
         self.sender = Sender(self._side, library, inner)
+        self.mirrors = Mirrors(self._side, library, inner)
 
     def __getattr__(self, name: str) -> Any:
         # Whoever looks into a pool, as some mocks and tests do, finds what was there before.
@@ -71,10 +74,12 @@ class MeshPool:
     def retire(self, live: frozenset[str]) -> None:
         """Only these targets exist from now on. Called by the xDS thread."""
         self.connections.retire(live)
+        self.mirrors.retire(live)
 
     def forget(self) -> None:
         """In a forked child: no connection of the parent is used; none is said goodbye to."""
         self.connections.forget()
+        self.mirrors.forget()
         inner = self.inner
         inner._connections = []
         inner._requests = []
@@ -162,13 +167,19 @@ class MeshPool:
             timeout=forward.timeout,
             waited=forward.delay,
             host=forward.authority,
+            forward=forward,
+            key=forward.key,
         )
+        if forward.mirrors:
+            self.mirrors.copy(request, forward)
         try:
             response = await self.sender.send(request, trip)
         except CallError as error:
-            return exchange.response(self._core, request, Reply.of(error))
+            return exchange.response(self._core, request, forward.reply(error))
         if forward.changes_response:
-            response.headers = exchange.headers_to_hand_on(response.headers, forward)
+            response.headers = exchange.headers_to_hand_on(
+                response.headers, forward, response.status, trip.endpoint
+            )
         return response
 
     async def _opaque(self, view: ListenerView, request: Any) -> Any:
@@ -209,6 +220,7 @@ class Pool(MeshPool):
         finish(self.sender.reap())
 
     def close(self) -> None:
+        finish(self.mirrors.close())
         finish(self.sender.close())
         self.inner.close()
 
@@ -238,6 +250,7 @@ class AsyncPool(MeshPool):
         return await self._handle(request)
 
     async def aclose(self) -> None:
+        await self.mirrors.close()
         await self.sender.close()
         await self.inner.aclose()
 

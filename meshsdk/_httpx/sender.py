@@ -7,10 +7,11 @@ import random
 from typing import Any
 
 from meshsdk._httpx.connections import Connections, Waiter
-from meshsdk._httpx.exchange import CallInfo, Trip, bare_host, replayable, timeouts
+from meshsdk._httpx.exchange import CallInfo, bare_host, replayable, timeouts, with_host
 from meshsdk._httpx.http1 import Connection, Key
 from meshsdk._httpx.library import Library
 from meshsdk._httpx.sides import Side
+from meshsdk._httpx.trip import Trip
 from meshsdk.balancing import EndpointState
 from meshsdk.errors import ConnectFailure
 
@@ -77,7 +78,7 @@ class Sender:
             raise self._core.UnsupportedProtocol(
                 "the mesh speaks HTTP/1.1 to its hosts: leave http1=True, also with http2=True"
             )
-        endpoint = trip.cluster.pick(_draw)
+        endpoint = trip.pick(_draw)
         failed: set[str] = set()
         fresh = False
         tries = 0
@@ -97,7 +98,7 @@ class Sender:
             except _Worn:
                 endpoint.release()
                 fresh = True
-                endpoint = trip.cluster.pick(_draw)
+                endpoint = trip.pick(_draw)
             except BaseException:
                 endpoint.release()
                 raise
@@ -105,10 +106,14 @@ class Sender:
     async def _again(self, trip: Trip, tries: int) -> EndpointState:
         """The client's own `retries`, where there is no endpoint left: as httpcore does them."""
         await self._side.sleep(0.5 * 2 ** (tries - 1) if tries else 0)
-        return trip.cluster.pick(_draw)
+        return trip.pick(_draw)
 
     async def _attempt(self, request: Any, trip: Trip, endpoint: EndpointState, fresh: bool) -> Any:
         """One try on one endpoint."""
+        trip.endpoint = endpoint
+        forward = trip.forward
+        if forward is not None and forward.host_of_endpoint:
+            request.headers = with_host(request.headers, forward.authority_at(endpoint))
         connection = await self._take(request, trip, endpoint, fresh)
         used, origin = connection.used, connection.origin
         request.url = self._core.URL(

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from meshsdk._httpx.connections import Connections
+from meshsdk._httpx.crew import Tasks, Threads
 from meshsdk._httpx.http1 import Connection, Tracer
 from meshsdk._httpx.wire import AsyncWire, SyncWire
 from meshsdk.balancing import EndpointState
@@ -64,6 +65,14 @@ class _Body:
         self._connection = connection
         self._endpoint = endpoint
         self._open = [True]
+
+    async def discard(self) -> None:
+        """Read to the end, for nobody."""
+        try:
+            while await self._connection.chunk() is not None:
+                pass
+        finally:
+            await self.finish()
 
     async def finish(self) -> None:
         """Once, also for two threads that close at the same time."""
@@ -121,6 +130,7 @@ class AsyncBody(_Body):
 
 
 class Sync:
+    crew = Threads
     body = SyncBody
     wire = SyncWire
     event = threading.Event
@@ -162,6 +172,7 @@ class Sync:
 class Async:
     """Under asyncio and trio."""
 
+    crew = Tasks
     body = AsyncBody
     wire = AsyncWire
     event = anyio.Event

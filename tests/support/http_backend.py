@@ -26,6 +26,8 @@ class Backend:
         requests: `METHOD path` of every request, in order.
         accepted: how many connections were accepted.
         open: how many of them are open now.
+        seen: what `/echo` has answered.
+        slow: no answer before `release` is set.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class Backend:
     ) -> None:
         self.name = name
         self.requests: list[str] = []
+        self.seen: list[dict[str, Any]] = []
+        self.slow = False
         self.accepted = 0
         self.open = 0
         self.release = threading.Event()
@@ -120,6 +124,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         with backend._lock:
             backend.requests.append(f"{self.command} {self.path}")
+        if backend.slow:
+            backend.release.wait(30)
         self.query = {name: values[0] for name, values in parse_qs(parts.query).items()}
         name = parts.path.strip("/").partition("/")[0].replace("-", "_") or "who"
         action = getattr(self, f"on_{name}", None)
@@ -173,8 +179,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "body": body.decode("latin-1"),
             "name": self.server_backend.name,
         }
+        self.server_backend.seen.append(seen)
         kind = ("content-type", "application/json")
         self.answer(200, json.dumps(seen).encode(), kind, ("x-backend", self.server_backend.name))
+
+    def on_length(self) -> None:
+        self.answer(200, str(len(self.body())).encode())
 
     def on_status(self) -> None:
         self.body()
