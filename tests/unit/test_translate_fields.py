@@ -11,6 +11,7 @@ import pytest
 
 from controlplane.cli.look import view_of
 from controlplane.translate.node import Node
+from controlplane.world import World
 from meshsdk.call import Decision, Forward, Passthrough, Reply, Request, decide
 from meshsdk.model import ListenerView
 from meshsdk.xds.naming import ByName
@@ -64,12 +65,20 @@ def asked(
     return decide(view, Request(method, path, authority=authority, headers=pairs), lambda: 0.5)
 
 
+def taken(world: World, node: Node, name: str) -> ListenerView:
+    """The listener of that name as the SDK sees it, which refuses nothing of it."""
+    refused: dict[str, str] = {}
+    view = view_of(world, node, name, refused)
+    assert not refused
+    return view
+
+
 def viewed(text: str, authority: str = "store:8080", node: Node | None = None) -> ListenerView:
     """The listener of an authority as the SDK of a caller sees it."""
     node = node or make_node()
     host, _, port = authority.rpartition(":")
     name = ByName(node.namespace, "cluster.local").listener_name(host, int(port))
-    return view_of(make_world(BASE + text), node, name)
+    return taken(make_world(BASE + text), node, name)
 
 
 def drawn(
@@ -414,7 +423,7 @@ def test_layer_4_matches(kind: str, match: Any, holds: bool) -> None:
     node = make_node(LABELS={"app": "x"})
     name = ByName("default", "cluster.local").listener_name("files", port)
     base = BASE.replace("spec:\n  selector: {app: files}", f"{AT}  selector: {{app: files}}")
-    view = view_of(make_world(base + text), node, name)
+    view = taken(make_world(base + text), node, name)
     request = Request("GET", "/", authority=f"files:{port}")
     assert where(decide(view, request, lambda: 0.5)) == ("two" if holds else "files")
 
