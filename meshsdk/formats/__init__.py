@@ -25,7 +25,7 @@ from meshsdk.formats.operators import (
 
 __all__ = ["CALLER", "Caller", "Context", "Exchange", "Format", "is_computed"]
 
-_OPERATOR: Final = re.compile(r"%([A-Z0-9_]+)(?:\(([^)]*)\))?(?::([0-9]+))?%")
+_OPERATOR: Final = re.compile(r"%([A-Z0-9_]+)(?:\((.*?)\))?(?::([0-9]+))?%")
 _Part = Callable[[Context], str | None]
 
 

@@ -18,6 +18,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
 from meshsdk.errors import InvalidResource
+from meshsdk.formats import Format, is_computed
 from meshsdk.matching import (
     Fraction,
     HeaderMatch,
@@ -209,7 +210,6 @@ def fraction(field: str, message: Any) -> Fraction:
 
 NO_MUTATIONS: Final = HeaderMutations()
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9a-z]+")
-_COMMAND: Final = re.compile(r"%%|%([A-Z0-9_]+)(?:\([^%]*\))?(:[0-9]+)?%")
 _ACTIONS: Final = (
     AppendAction.APPEND_OR_ADD,
     AppendAction.ADD_IF_ABSENT,
@@ -236,32 +236,35 @@ def mutations(message: Any, notes: Notes) -> HeaderMutations:
 
 
 def _options(message: Any, field: str, notes: Notes) -> tuple[HeaderOption, ...]:
-    return tuple(each(field, getattr(message, field), _option, notes))
+    return tuple(each(field, getattr(message, field), header_option, notes))
 
 
-def _option(message: Any, notes: Notes) -> HeaderOption:
-    name = _changeable("header.key", message.header.key)
+def header_option(message: Any, notes: Notes) -> HeaderOption:
+    """`envoy.config.core.v3.HeaderValueOption`"""
+    name = changeable("header.key", message.header.key)
     value = message.header.value or message.header.raw_value.decode("latin-1")
     if any(c in value for c in "\r\n\0"):
         raise Bad("header.value", "must not contain CR, LF or NUL")
-    for operator, length in _COMMAND.findall(value):
-        if operator not in ("", "REQ", "PROTOCOL") or length:
-            notes.append(f"header.value: %{operator}% of the header {name} is not computed")
-    if "%" in _COMMAND.sub("", value):
-        raise Bad("header.value", f"{value!r}: a literal percent sign is written %%")
     action = message.append_action
     if not 0 <= action < len(_ACTIONS):
         raise Bad("append_action", f"{action} is not known")
     if message.HasField("append") and action == 0 and not message.append.value:
         action = 2
-    return HeaderOption(name, value, _ACTIONS[action], message.keep_empty_value)
+    try:
+        option = HeaderOption(name, value, _ACTIONS[action], message.keep_empty_value)
+    except ValueError as error:
+        raise Bad("header.value", str(error)) from None
+    for operator in option.format.operators:
+        if not is_computed(operator):
+            notes.append(f"header.value: %{operator}% of the header {name} is not computed")
+    return option
 
 
 def _removals(message: Any, field: str, notes: Notes) -> tuple[str, ...]:
-    return tuple(each(field, getattr(message, field), lambda name, _: _changeable("", name), notes))
+    return tuple(each(field, getattr(message, field), lambda name, _: changeable("", name), notes))
 
 
-def _changeable(field: str, name: str) -> str:
+def changeable(field: str, name: str) -> str:
     """A header name that a route may change (Envoy: not `:`-headers, not host)."""
     lower = name.lower()
     if lower.startswith(":") or lower == "host":
@@ -269,6 +272,14 @@ def _changeable(field: str, name: str) -> str:
     if not _HEADER_NAME.fullmatch(lower):
         raise Bad(field, f"{name!r} is not a header name")
     return lower
+
+
+def text_format(field: str, text: str, *, missing: str = "") -> Format:
+    """A text with command operators."""
+    try:
+        return Format(text, missing)
+    except ValueError as error:
+        raise Bad(field, str(error)) from None
 
 
 # --- metadata --------------------------------------------------------------------------------

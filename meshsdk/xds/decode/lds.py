@@ -19,7 +19,9 @@ from meshsdk.xds.decode.common import Bad, Notes, entry, optional_seconds, sub, 
 from meshsdk.xds.decode.eds import socket_address
 from meshsdk.xds.decode.filters import http_filters
 from meshsdk.xds.resources import LISTENER, Decoder
+from meshsdk.xds.schema import amended
 
+_MANAGER: Final = amended(hcm_pb2.HttpConnectionManager)
 _HCM: Final = "envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 
 
@@ -40,7 +42,7 @@ def _listener(message: Any, notes: Notes) -> Listener:
             raise Bad("api_listener.api_listener", problem)
 
         def decode(container: Any, notes: Notes) -> Listener:
-            return _manager(message.name, unpack(container, hcm_pb2.HttpConnectionManager), notes)
+            return _manager(message.name, unpack(container, _MANAGER), notes)
 
         return sub("api_listener.api_listener", decode, container, notes)
     if message.HasField("address"):
@@ -55,7 +57,7 @@ def _manager(name: str, manager: Any, notes: Notes) -> Listener:
         raise Bad("xff_num_trusted_hops", "must be 0")
     if manager.original_ip_detection_extensions:
         raise Bad("original_ip_detection_extensions", "must be empty")
-    fault = http_filters(manager.http_filters, notes)
+    fault, filters = http_filters(manager.http_filters, notes)
     options = manager.common_http_protocol_options
     # 0 is infinite, as absent.
     duration = sub("common_http_protocol_options", _max_stream_duration, options, notes) or None
@@ -66,10 +68,11 @@ def _manager(name: str, manager: Any, notes: Notes) -> Listener:
             route_config_name=sub("rds", _rds_name, manager.rds, notes),
             max_stream_duration=duration,
             fault=fault,
+            filters=filters,
         )
     if which == "route_config":
         config = sub("route_config", rds.route_configuration, manager.route_config, notes)
-        return Listener(name, config, max_stream_duration=duration, fault=fault)
+        return Listener(name, config, max_stream_duration=duration, fault=fault, filters=filters)
     raise Bad(which or "", f"{which or 'no route'} is not supported; rds or route_config is needed")
 
 
