@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
+from controlplane.model import envoyfilter
 from controlplane.model.destination import DestinationRules
 from controlplane.model.discovery import ServiceKey, discover, service_key
 from controlplane.model.enforcement import enforcement
@@ -86,6 +87,8 @@ class World:
     """Every VirtualService with hosts, oldest first, whoever sees it."""
     destination_rules: DestinationRules
     sidecars: Sidecars
+    envoy_filters: tuple[Resource, ...]
+    """In the order in which they are applied."""
     _endpoints: Mapping[ServiceKey, Mapping[int, tuple[Endpoint, ...]]]
     _by_host: Mapping[str, tuple[Service, ...]]
     # Views of one namespace, filled on first use. Any thread may: equal values replace each other.
@@ -130,6 +133,7 @@ class World:
             all_virtual_services=rules,
             destination_rules=DestinationRules(_of_kind(kept, "DestinationRule"), mesh),
             sidecars=Sidecars(_of_kind(kept, "Sidecar"), mesh),
+            envoy_filters=envoyfilter.order(_of_kind(kept, "EnvoyFilter"), mesh.root_namespace),
             _endpoints={
                 key: {port: tuple(endpoints) for port, endpoints in ports.items()}
                 for key, ports in registry.endpoints.items()

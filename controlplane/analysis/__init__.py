@@ -18,6 +18,7 @@ Codes are Istio's (`IST0101`) where its analyzers have one, else ours:
     MSH0132  a subset is defined twice          MSH0140  a ServiceEntry selects no workload
     MSH0133  ejection cannot eject anybody      MSH0150  a sampling rate that looks like a fraction
     MSH0134  a policy reaches its own namespace only
+    MSH0160  an EnvoyFilter's patch that SDK nodes do not get
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from controlplane.analysis.destinationrules import analyze_destination_rules
+from controlplane.analysis.envoyfilters import analyze_envoy_filters
 from controlplane.analysis.services import analyze_services
 from controlplane.analysis.unapplied import analyze_unapplied
 from controlplane.analysis.virtualservices import analyze_virtual_services
@@ -41,5 +43,6 @@ def analyze_world(world: World) -> list[Finding]:
         *analyze_destination_rules(world),
         *analyze_services(world),
         *analyze_unapplied(world),
+        *analyze_envoy_filters(world),
     ]
     return sorted(found, key=lambda finding: (finding.origin, finding.path, finding.code))

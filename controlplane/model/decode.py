@@ -10,6 +10,7 @@ import msgspec
 
 from controlplane.model.duration import Duration
 from controlplane.model.entries import ServiceEntrySpec, WorkloadEntrySpec, WorkloadGroupSpec
+from controlplane.model.envoyfilter import EnvoyFilterSpec
 from controlplane.model.kubernetes import (
     KubeConfigMap,
     KubeEndpoints,
@@ -30,6 +31,7 @@ SPEC_TYPES: Mapping[tuple[str, str], Any] = {
     ("networking.istio.io", "WorkloadEntry"): WorkloadEntrySpec,
     ("networking.istio.io", "WorkloadGroup"): WorkloadGroupSpec,
     ("networking.istio.io", "Sidecar"): SidecarSpec,
+    ("networking.istio.io", "EnvoyFilter"): EnvoyFilterSpec,
     ("", "Service"): KubeServiceSpec,
 }
 BODY_TYPES: Mapping[tuple[str, str], Any] = {

@@ -17,6 +17,7 @@ HONOURED = frozenset(
         "WorkloadEntry",
         "WorkloadGroup",
         "Sidecar",
+        "EnvoyFilter",
     }
 )
 KUBERNETES = frozenset({"Service", "Endpoints", "EndpointSlice", "Pod", "Node", "Namespace"})

@@ -34,7 +34,7 @@ def client_filters(dialect: Dialect) -> list[hcm_pb2.HttpFilter]:
     filters = [hcm_pb2.HttpFilter(name=FAULT, typed_config=pack(fault_pb2.HTTPFault()))]
     if dialect is not Dialect.GRPC:
         cors = hcm_pb2.HttpFilter(name=CORS, typed_config=pack(cors_pb2.Cors()), is_optional=True)
-        filters.insert(0, cors)
+        filters.append(cors)
     return [*filters, router_filter()]
 
 

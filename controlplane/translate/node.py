@@ -32,6 +32,7 @@ ZONE = "topology.kubernetes.io/zone"
 SUBZONE = "topology.istio.io/subzone"
 NETWORK = "topology.istio.io/network"
 HOSTNAME = "kubernetes.io/hostname"
+VERSION = "ISTIO_VERSION"
 TOPOLOGY = frozenset({REGION, ZONE, SUBZONE, NETWORK, HOSTNAME})
 
 

@@ -22,6 +22,7 @@ from controlplane.translate.endpoints import assignment
 from controlplane.translate.filters import client_filters, router_filter
 from controlplane.translate.localities import setting_of
 from controlplane.translate.node import Dialect
+from controlplane.translate.patches import Patches
 from controlplane.translate.scope import (
     BLACK_HOLE,
     PASSTHROUGH,
@@ -57,8 +58,17 @@ def listener(scope: Scope, name: str) -> listener_pb2.Listener | None:
 def route(scope: Scope, name: str) -> route_pb2.RouteConfiguration | None:
     """The route configuration of that name."""
     asked = ClusterName.parse(name)
-    if asked is None:
-        return _rules_alone(scope, name)
+    found = _rules_alone(scope, name) if asked is None else _service_route(scope, name, asked)
+    called = split_authority(name)
+    if found is not None:
+        port = asked.port if asked else called[1] if called else 0
+        Patches.of(scope).routes(found, port)
+    return found
+
+
+def _service_route(
+    scope: Scope, name: str, asked: ClusterName
+) -> route_pb2.RouteConfiguration | None:
     service = scope.called(asked.host, asked.port)
     if service is None or asked.subset:
         return None
@@ -69,6 +79,14 @@ def route(scope: Scope, name: str) -> route_pb2.RouteConfiguration | None:
 
 def cluster(scope: Scope, name: str) -> cluster_pb2.Cluster | None:
     """The cluster of that name."""
+    patches = Patches.of(scope)
+    found = _cluster(scope, name)
+    if found is not None:
+        return patches.cluster(found)
+    return next((added for added in patches.added_clusters() if added.name == name), None)
+
+
+def _cluster(scope: Scope, name: str) -> cluster_pb2.Cluster | None:
     if scope.dialect is not Dialect.GRPC:
         if name == PASSTHROUGH:
             return cl.passthrough_cluster(name, scope)
@@ -119,6 +137,7 @@ def cluster_names(scope: Scope) -> list[str]:
             for port in service.ports
             for subset in subsets
         ]
+    names += [added.name for added in Patches.of(scope).added_clusters()]
     return names if scope.dialect is Dialect.GRPC else [*names, PASSTHROUGH, BLACK_HOLE]
 
 
@@ -149,6 +168,11 @@ def _api_listener(
     scope: Scope, name: str, manager: hcm_pb2.HttpConnectionManager
 ) -> listener_pb2.Listener:
     manager.http_filters.extend(client_filters(scope.dialect))
+    patches, called = Patches.of(scope), split_authority(name)
+    if patches and called is not None:
+        patches.manager(manager, called[1])
+        if manager.HasField("route_config"):
+            patches.routes(manager.route_config, called[1])
     out = listener_pb2.Listener(name=name)
     out.api_listener.api_listener.CopyFrom(pack(manager))
     return out

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from controlplane.model.envoyfilter import EnvoyFilterSpec
 from controlplane.model.policy import (
     DestinationRuleSpec,
     LoadBalancer,
@@ -12,13 +13,14 @@ from controlplane.model.policy import (
 )
 from controlplane.model.sidecar import SidecarSpec
 from controlplane.model.traffic import HTTPMatch, TCPMatch, TLSMatch, VirtualServiceSpec
-from controlplane.translate.node import TOPOLOGY, Relevant
+from controlplane.translate.node import TOPOLOGY, VERSION, Relevant
 from controlplane.world import World
 
 
 def relevant(world: World) -> Relevant:
     """The labels and metadata that sourceLabels, selectors and locality settings ask for."""
     keys: set[str] = set()
+    metadata: set[str] = set()
     for resource in world.resources:
         spec = resource.typed
         if isinstance(spec, VirtualServiceSpec):
@@ -29,12 +31,15 @@ def relevant(world: World) -> Relevant:
             keys.update(_of_policies(_policies(spec)))
         elif isinstance(spec, SidecarSpec):
             keys.update(spec.labels)
+        elif isinstance(spec, EnvoyFilterSpec):
+            keys.update(spec.labels)
+            metadata.update(_of_proxies(spec))
     if world.mesh.default_traffic_policy is not None:
         keys.update(_of_policies([world.mesh.default_traffic_policy]))
     keys.update(_priorities(world.mesh.locality_lb.failover_priority))
     if any(service.traffic_distribution for service in world.services):
         keys |= TOPOLOGY
-    return Relevant(frozenset(keys))
+    return Relevant(frozenset(keys), frozenset(metadata))
 
 
 def _matches(spec: VirtualServiceSpec) -> Iterator[HTTPMatch | TLSMatch | TCPMatch]:
@@ -61,6 +66,14 @@ def _of_policies(policies: Iterable[TrafficPolicy | PortPolicy]) -> Iterator[str
             yield from TOPOLOGY
         if setting is not None:
             yield from _priorities(setting.failover_priority)
+
+
+def _of_proxies(spec: EnvoyFilterSpec) -> Iterator[str]:
+    for patch in spec.config_patches:
+        if (proxy := patch.match.proxy) is not None:
+            yield from proxy.metadata
+            if proxy.proxy_version:
+                yield VERSION
 
 
 def _priorities(listed: Iterable[str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ from controlplane.model.validation.entries import (
     check_workload_entry,
     check_workload_group,
 )
+from controlplane.model.validation.envoyfilter import check_envoy_filter
 from controlplane.model.validation.gateway import check_gateway
 from controlplane.model.validation.kubernetes import CHECKS as KUBERNETES
 from controlplane.model.validation.kubernetes import check_identity
@@ -37,6 +38,7 @@ _CHECKS: Mapping[str, Callable[[Checker], None]] = {
     "WorkloadGroup": check_workload_group,
     "Gateway": check_gateway,
     "Sidecar": check_sidecar,
+    "EnvoyFilter": check_envoy_filter,
     "AuthorizationPolicy": check_authorization_policy,
     "RequestAuthentication": check_request_authentication,
     "PeerAuthentication": check_peer_authentication,
