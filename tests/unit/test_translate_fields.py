@@ -359,6 +359,91 @@ def test_delegates() -> None:
     assert where(asked(text + here, "/a/b")) == "store"  # not that namespace
 
 
+# --- http[]: mirrors and CORS ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "percent"),
+    [
+        ({"mirror": TWO["destination"]}, 100),
+        ({"mirror": TWO["destination"], "mirrorPercentage": {"value": 25}}, 25),
+        ({"mirror": TWO["destination"], "mirrorPercent": 25}, 25),
+        ({"mirror": TWO["destination"], "mirror_percent": 25}, 25),
+        ({"mirrors": [TWO]}, 100),
+        ({"mirrors": [{**TWO, "percentage": {"value": 25}}]}, 25),
+    ],
+)
+def test_mirrors(fields: Any, percent: int) -> None:
+    copies = [
+        mirror.cluster.cluster.name
+        for forward in drawn(store({"route": [STORE], **fields}))["store"]
+        for mirror in forward.mirrors
+    ]
+    assert set(copies) == {"outbound|80||two.default.svc.cluster.local"}
+    assert inside(len(copies), percent)
+
+
+def test_several_mirrors() -> None:
+    subset = {"destination": {"host": "store", "subset": "v2"}}
+    text = rule("DestinationRule", SUBSETS) + store({"route": [STORE], "mirrors": [TWO, subset]})
+    found = [mirror.cluster.cluster.name for mirror in sent(text).mirrors]
+    assert found == [
+        f"outbound|{name}.default.svc.cluster.local" for name in ("80||two", "8080|v2|store")
+    ]
+
+
+CORS = {
+    "allowOrigins": [{"exact": "https://a.example"}, {"prefix": "http://b"}, {"regex": "c.*"}],
+    "allowMethods": ["GET", "PUT"],
+    "allowHeaders": ["x-a"],
+    "exposeHeaders": ["x-b"],
+    "allowCredentials": True,
+    "maxAge": "1h",
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "origin", "allowed"),
+    [
+        (CORS, "https://a.example", True),
+        (CORS, "http://b.example", True),
+        (CORS, "c.example", True),
+        (CORS, "https://d.example", False),
+        ({"allowOrigin": ["https://d.example"]}, "https://d.example", True),
+        ({"allowOrigin": ["https://d.example"]}, "https://a.example", False),
+    ],
+)
+def test_cors(fields: Any, origin: str, allowed: bool) -> None:
+    """What the answer of the service gets."""
+    got = dict(sent(store({"route": [TWO], "corsPolicy": fields}), headers={"origin": origin})
+               .response_headers([]))  # fmt: skip
+    assert got.get("access-control-allow-origin") == (origin if allowed else None)
+    if fields is CORS and allowed:
+        assert got["access-control-expose-headers"] == "x-b"
+        assert got["access-control-allow-credentials"] == "true"
+
+
+def test_preflights() -> None:
+    asks = {"origin": "https://a.example", "access-control-request-method": "PUT"}
+    reply = answered(store({"route": [TWO], "corsPolicy": CORS}), method="OPTIONS", headers=asks)
+    assert reply.status == 200
+    assert dict(reply.headers) == {
+        "access-control-allow-origin": "https://a.example",
+        "access-control-allow-credentials": "true",
+        "access-control-allow-methods": "GET,PUT",
+        "access-control-allow-headers": "x-a",
+        "access-control-max-age": "3600",
+    }
+
+
+@pytest.mark.parametrize(("how", "forwarded"), [("FORWARD", True), ("IGNORE", False), ("", True)])
+def test_preflights_of_others(how: str, forwarded: bool) -> None:
+    asks = {"origin": "https://d.example", "access-control-request-method": "PUT"}
+    policy = CORS | ({"unmatchedPreflights": how} if how else {})
+    text = store({"route": [TWO], "corsPolicy": policy})
+    assert isinstance(asked(text, method="OPTIONS", headers=asks), Forward) is forwarded
+
+
 # --- the rule itself -------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from controlplane.translate import resources as xds
 from controlplane.translate.node import Node
 from controlplane.translate.scope import ClusterName
 from controlplane.world import World
+from meshsdk.errors import InvalidResource
+from meshsdk.model import Cluster
 from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
 from tests.unit.test_translate import as_dict, rule
@@ -340,11 +342,6 @@ TLS: list[tuple[str, Any, Any]] = [
         {"commonTlsContext": {"validationContext": {"trustedCa": {"filename": "/ca.pem"}}}},
     ),
     (
-        "caCrl",
-        {"mode": "SIMPLE", "caCrl": "/crl.pem"},
-        {"commonTlsContext": {"validationContext": {"crl": {"filename": "/crl.pem"}}}},
-    ),
-    (
         "clientCertificate",
         MUTUAL,
         {
@@ -374,22 +371,44 @@ def rows(table: list[tuple[str, Any, Any]]) -> list[Any]:
     return [pytest.param(given, expected, id=name) for name, given, expected in table]
 
 
+def taken(spec: Any) -> Cluster:
+    """The cluster of subset v1 on port 8080 as the SDK understands it."""
+    message = xds.cluster(policy(spec), make_node(), str(ClusterName(8080, "v1", HOST)))
+    assert message is not None
+    decoder = DECODERS[xds.CDS]
+    found: Cluster = decoder.decode(decoder.parse(message.SerializeToString()), [])
+    return found
+
+
 @pytest.mark.parametrize(("block", "expected"), rows(POLICIES))
 @pytest.mark.parametrize("place", PLACES)
 def test_policies(place: str, block: Any, expected: Any) -> None:
     """A policy means the same wherever it stands, and the SDK takes it."""
     spec = PLACES[place](block)
     _check(place, spec, expected)
-    message = xds.cluster(policy(spec), make_node(), str(ClusterName(8080, "v1", HOST)))
-    assert message is not None
-    decoder = DECODERS[xds.CDS]
-    decoder.decode(decoder.parse(message.SerializeToString()), [])
+    taken(spec)
 
 
 @pytest.mark.parametrize(("tls", "expected"), rows(TLS))
 @pytest.mark.parametrize("place", PLACES)
 def test_tls_policies(place: str, tls: Any, expected: Any) -> None:
-    _check(place, PLACES[place]({"tls": tls}), socket(**expected))
+    spec = PLACES[place]({"tls": tls})
+    _check(place, spec, socket(**expected))
+    assert taken(spec).tls is not None
+
+
+@pytest.mark.parametrize("tls", [{"caCrl": "/crl.pem"}, {"credentialName": "secret"}])
+def test_tls_that_the_sdk_cannot_do_is_no_tls_that_checks_less(tls: Any) -> None:
+    with pytest.raises(InvalidResource, match="not supported"):
+        taken(PLACES["subset"]({"tls": {"mode": "SIMPLE", **tls}}))
+
+
+@pytest.mark.parametrize("mode", ["DISABLE", "SIMPLE"])
+def test_tls_without_verification(mode: str) -> None:
+    spec = PLACES["subset"]({"tls": {"mode": mode, "insecureSkipVerify": True}})
+    found = taken(spec).tls
+    assert (found is None) is (mode == "DISABLE")
+    assert found is None or found.roots is None
 
 
 def _check(place: str, spec: Any, expected: Any) -> None:
@@ -456,6 +475,53 @@ def test_whom_a_policy_speaks_to(fields: Any, node: Node, expected: str) -> None
     world = make_world(BASE + rule("DestinationRule", spec))
     found = as_dict(xds.cluster(world, node, str(ClusterName(8080, "", HOST))))
     assert found["lbPolicy"] == expected
+
+
+# --- Sidecar ---------------------------------------------------------------------------------
+
+PROD = (
+    service("api", "http:80", "http-alt:81", namespace="prod")
+    + workload("p", "10.0.0.9", "api", version="v1", namespace="prod")
+    + rule(
+        "DestinationRule",
+        {"host": "api", "subsets": [{"name": "v1", "labels": {"version": "v1"}}]},
+        name="api",
+        namespace="prod",
+    )
+)
+
+
+def names(*documents: str) -> set[str]:
+    """Every listener that callers in `default` may ask for."""
+    world = make_world(BASE + PROD, *documents)
+    return {
+        name.replace(".svc.cluster.local", "")
+        for name in xds.names(world, make_node().variant(xds.relevant(world)), xds.LDS)
+    }
+
+
+@pytest.mark.parametrize(
+    ("port", "seen"),
+    [
+        (None, {"api.prod:80", "api.prod:81"}),
+        ({"number": 80, "protocol": "HTTP", "name": "any"}, {"api.prod:80"}),
+        ({"number": 80, "protocol": "HTTP_PROXY", "name": "any"}, {"api.prod:80"}),
+    ],
+)
+def test_ports_of_egress_listeners(port: Any, seen: set[str]) -> None:
+    egress = {"hosts": ["prod/*"]} | ({"port": port} if port else {})
+    assert names(rule("Sidecar", {"egress": [egress]})) == seen
+
+
+def test_where_calls_to_unknown_hosts_go() -> None:
+    proxy = {"host": "api.prod.svc.cluster.local", "subset": "v1", "port": {"number": 81}}
+    outbound = {"mode": "ALLOW_ANY", "egressProxy": proxy}
+    sidecar = {"egress": [{"hosts": ["*/*"]}], "outboundTrafficPolicy": outbound}
+    world = make_world(BASE + PROD, rule("Sidecar", sidecar))
+    listener = as_dict(xds.listener(world, make_node(), "elsewhere.example.com:80"))
+    (host,) = listener["apiListener"]["apiListener"]["routeConfig"]["virtualHosts"]
+    (route,) = host["routes"]
+    assert route["route"]["cluster"] == "outbound|81|v1|api.prod.svc.cluster.local"
 
 
 # --- the registry ----------------------------------------------------------------------------
