@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 from tests.support.programs import ROOT
 
@@ -25,6 +26,7 @@ class Serving:
             cwd=ROOT,
             env={k: v for k, v in os.environ.items() if not k.startswith("MESHSDK")},
         )  # fmt: skip
+        weakref.finalize(self, self.process.kill)  # a test that fails leaves nothing behind
         self._rest = b""
         self.xds = ""
         self.server = ""
