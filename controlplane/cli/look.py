@@ -235,7 +235,14 @@ def _view(world: World, node: Node, name: str, refused: dict[str, str]) -> Liste
         if cluster is not None:
             load = xds.endpoints(world, node, cluster.eds_name or cluster.name)
             clusters[target] = pool.view(cluster, _decoded(xds.EDS, load))
-    return ListenerView(name, config, clusters, listener.fault, listener.max_stream_duration)
+    return ListenerView(
+        name,
+        config,
+        clusters,
+        listener.fault,
+        listener.max_stream_duration,
+        filters=listener.filters,
+    )
 
 
 def _decoded(type_url: str, message: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from meshsdk import routing
 from meshsdk.balancing import ClusterView, EndpointState
@@ -94,8 +94,7 @@ class Mirror:
 
 
 def _pick(cluster: ClusterView, random: Random, key: int | None) -> EndpointState:
-    pick: Any = cluster.pick
-    return cast("EndpointState", pick(random) if key is None else pick(random, key))
+    return cluster.pick(random) if key is None else cluster.pick(random, key)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -21,6 +21,7 @@ from meshsdk.model import (
     RouteConfiguration,
     Snapshot,
 )
+from meshsdk.xds.caller import caller_of
 from meshsdk.xds.decode import DECODERS
 from meshsdk.xds.dns import DNS, Answer, Name, Names
 from meshsdk.xds.interest import Interest
@@ -44,7 +45,7 @@ class Configuration:
         self.machine = AdsMachine(node, DECODERS)
         self._pool = ClusterPool(random.random)
         self._names = Names(random.random)
-        self._resolver = Resolver(self._lookup, naming, self._pool.view, node.id)
+        self._resolver = Resolver(self._lookup, naming, self._pool.view, node.id, caller_of(node))
         self._interest = Interest(max_listeners)
         self._servers: frozenset[str] = frozenset()
         self._listeners: Mapping[str, ListenerView] = {}

@@ -21,6 +21,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from meshsdk.formats import CALLER, Caller
 from meshsdk.model import Listener, ListenerView, RouteConfiguration
 from meshsdk.xds.clusters import Clusters, Index, Lookup, MakeClusterView
 from meshsdk.xds.dns import DNS, Name
@@ -96,11 +97,18 @@ class Resolver:
         naming: the dialect.
         make_cluster_view: builds the `ClusterView` of a cluster and its endpoints.
         node_id: named in every error text.
+        caller: the process, of which header values and hash policies may speak.
     """
 
     def __init__(
-        self, lookup: Lookup, naming: Naming, make_cluster_view: MakeClusterView, node_id: str
+        self,
+        lookup: Lookup,
+        naming: Naming,
+        make_cluster_view: MakeClusterView,
+        node_id: str,
+        caller: Caller = CALLER,
     ) -> None:
+        self._caller = caller
         self._lookup = lookup
         self._naming = naming
         self._node_id = node_id
@@ -195,7 +203,13 @@ class Resolver:
         self._need(view, route, wanted)
         clusters = self._clusters.views(wanted, view.host, view.port)
         new = ListenerView(
-            view.name, config, clusters, listener.fault, listener.max_stream_duration
+            view.name,
+            config,
+            clusters,
+            listener.fault,
+            listener.max_stream_duration,
+            filters=listener.filters,
+            caller=self._caller,
         )
         if view.published is None or not _same(view.published, new):
             self._warn_of_missing(view, wanted - clusters.keys())
@@ -315,5 +329,6 @@ def _same(one: ListenerView, other: ListenerView) -> bool:
         one.route_config is other.route_config
         and one.fault == other.fault
         and one.max_stream_duration == other.max_stream_duration
+        and one.filters == other.filters
         and one.clusters == other.clusters
     )
