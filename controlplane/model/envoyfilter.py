@@ -49,6 +49,7 @@ class FilterChainMatch(Spec, frozen=True):
     name: str = ""
     sni: str = ""
     transport_protocol: str = ""
+    transport_socket: str = ""
     application_protocols: str = ""
     filter: FilterMatch | None = None
     destination_port: int = 0

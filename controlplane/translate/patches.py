@@ -195,9 +195,9 @@ def _listener_matches(patch: Patch, port: int) -> bool:
     chain = match.filter_chain
     if chain is None:
         return True
-    # The filter chain of plain HTTP: without name, server name and protocol to match.
+    # The filter chain of plain HTTP: without name, server name, protocol and socket to match.
     named = chain.name or chain.sni or chain.transport_protocol or chain.application_protocols
-    return not named and not chain.destination_port
+    return not (named or chain.transport_socket or chain.destination_port)
 
 
 def _sub_filter(patch: Patch) -> str | None:

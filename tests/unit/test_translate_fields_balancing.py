@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections import Counter
 from typing import Any
 
 import pytest
+from envoy.config.core.v3 import base_pb2
 
 from controlplane.translate.node import Node
 from meshsdk.call import Forward, Request, decide
 from meshsdk.model import ListenerView
+from meshsdk.xds.caller import caller_of
 from tests.support.controlplane import make_node, make_world, service, workload
 from tests.unit.test_translate_fields import inside, rule, taken
 
@@ -120,6 +123,18 @@ def test_who_is_the_same_goes_to_the_same_host(by: Any, request_of: Any, table: 
     moved = [new for old, new in zip(found, again, strict=True) if old != gone and old != new]
     assert gone not in again
     assert len(moved) <= 15
+
+
+def test_a_caller_is_known_by_its_address() -> None:
+    text = balancer(consistentHash={"useSourceIp": True})
+    found = set()
+    for number in range(20):
+        node = base_pb2.Node(id=f"sidecar~10.1.0.{number}~app.default~default.svc.cluster.local")
+        seen = dataclasses.replace(view(text, MANY), caller=caller_of(node))
+        chosen = {call(seen).pick(random.random).target for _ in range(5)}
+        assert len(chosen) == 1
+        found |= chosen
+    assert len(found) > 3
 
 
 def test_a_caller_without_a_key_goes_anywhere() -> None:

@@ -16,6 +16,7 @@ from meshsdk.errors import InvalidResource
 from meshsdk.model import Cluster
 from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
+from tests.unit import test_translate_envoyfilter as envoyfilter
 from tests.unit.test_translate import as_dict, rule
 
 HOST = "store.default.svc.cluster.local"
@@ -522,6 +523,45 @@ def test_where_calls_to_unknown_hosts_go() -> None:
     (host,) = listener["apiListener"]["apiListener"]["routeConfig"]["virtualHosts"]
     (route,) = host["routes"]
     assert route["route"]["cluster"] == "outbound|81|v1|api.prod.svc.cluster.local"
+
+
+# --- EnvoyFilter -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "match", "applies"),
+    [
+        ("listener", {}, True),
+        ("listener", {"name": "0.0.0.0_8080"}, True),
+        ("listener", {"name": "virtualInbound"}, False),
+        ("listener", {"filterChain": {"name": "any"}}, False),
+        ("listener", {"filterChain": {"sni": "any"}}, False),
+        ("listener", {"filterChain": {"transportProtocol": "tls"}}, False),
+        ("listener", {"filterChain": {"transportSocket": "tls"}}, False),
+        ("listener", {"filterChain": {"applicationProtocols": "h2"}}, False),
+        ("listener", {"filterChain": {"destinationPort": 8080}}, False),
+        ("routeConfiguration", {}, True),
+        ("routeConfiguration", {"name": "8080"}, True),
+        ("routeConfiguration", {"name": "8081"}, False),
+        ("routeConfiguration", {"portNumber": 8080}, True),
+        ("routeConfiguration", {"portNumber": 8081}, False),
+        ("routeConfiguration", {"vhost": {"name": f"{HOST}:8080"}}, True),
+        ("routeConfiguration", {"vhost": {"name": "other"}}, False),
+        ("routeConfiguration", {"vhost": {"domainName": "store.default"}}, True),
+        ("routeConfiguration", {"vhost": {"domainName": "other"}}, False),
+    ],
+)
+def test_conditions_of_envoy_filters(kind: str, match: Any, applies: bool) -> None:
+    gone = envoyfilter.patch(
+        "HTTP_FILTER" if kind == "listener" else "VIRTUAL_HOST",
+        "INSERT_FIRST" if kind == "listener" else "REMOVE",
+        envoyfilter.RATE if kind == "listener" else None,
+        **{kind: match},
+    )
+    plain, world = make_world(BASE), make_world(BASE, envoyfilter.envoy_filter(gone))
+    name = f"{HOST}:8080" if kind == "listener" else str(ClusterName(8080, "", HOST))
+    make = xds.listener if kind == "listener" else xds.route
+    assert (make(world, make_node(), name) != make(plain, make_node(), name)) is applies
 
 
 # --- the registry ----------------------------------------------------------------------------
