@@ -29,6 +29,7 @@ from meshsdk._grpc.trip import Args, future, plain, state_of, with_call
 from meshsdk._grpc.values import given_up, with_traces
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Forward
+from meshsdk.crew import Threads
 from meshsdk.errors import ConnectFailure, MeshError, NoHealthyUpstream
 from meshsdk.propagation import outgoing_metadata
 
@@ -240,6 +241,9 @@ class _Dialer:
 
     def line(self, peer: Peer, callable: Any) -> Any:
         return callable
+
+    def crew(self, limit: int) -> Threads:
+        return Threads(limit)
 
     def closed_error(self) -> Exception:
         return ValueError("Cannot invoke RPC on closed channel!")

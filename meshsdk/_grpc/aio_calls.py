@@ -42,6 +42,9 @@ class TripLike(Protocol):
     ends: float | None
     """`time.monotonic()` of the caller's deadline."""
 
+    def wrote(self, request: Any) -> None:
+        """A request was written."""
+
     def requested(self) -> None:
         """The last request was written."""
 
@@ -55,6 +58,8 @@ class Started:
         self._call = call
         self.attempt = attempt
         self.ends: float | None = None
+
+    def wrote(self, request: Any) -> None: ...
 
     def requested(self) -> None: ...
 
@@ -339,6 +344,7 @@ class _StreamRequest(MeshCall):
         inner = _call(await self._outcome())
         try:
             await inner.write(request)
+            self._trip.wrote(request)
         except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
             seen = await self._seen(error)
             raise seen from seen.__cause__

@@ -39,6 +39,17 @@ class AioMethod(Method):
     def listener(self) -> str:
         return self._pool.name or self._pool.target
 
+    async def drain(
+        self, callable: Any, requests: list[bytes], seconds: float, metadata: Any
+    ) -> None:
+        given = requests[0] if self.unary_request else iter(requests)
+        call = callable(given, timeout=seconds, metadata=metadata)
+        if self.factory.endswith("_unary"):
+            await call
+        else:
+            async for _ in call:
+                pass
+
     def channel_of(self, forward: Forward, endpoint: EndpointState) -> Any:
         return self._pool.channel_of(self, forward, endpoint)
 
@@ -74,7 +85,8 @@ class AioMethod(Method):
                     if ready or not self.unary_request:
                         limit = trip.limit(decision)
                         call = trip.start(decision, endpoint, limit, waits=None)
-                        if ready and limit.expires is None and trip.cutter is None:
+                        plain = trip.cutter is None and trip.copier is None
+                        if ready and limit.expires is None and plain:
                             return call
                         return self.late_call(Started(call, trip.attempt), trip)
                     trip.chosen = endpoint

@@ -12,6 +12,7 @@ import grpc.aio
 import grpc.aio._channel
 
 from meshsdk._grpc.pool import MeshLike, Options, Peer, Pool
+from meshsdk.crew import Tasks
 from meshsdk.model import Snapshot
 
 READY: int = grpc.ChannelConnectivity.READY.value[0]
@@ -87,6 +88,9 @@ class AioDialer:
 
     def line(self, peer: Peer, callable: Any) -> Line:
         return Line(peer, callable)
+
+    def crew(self, limit: int) -> Tasks:
+        return Tasks(limit)
 
     def closed_error(self) -> Exception:
         return grpc.aio.UsageError("Channel is closed.")

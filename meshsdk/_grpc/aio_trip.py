@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 
 from meshsdk._grpc.attempt import Attempt, Limit
+from meshsdk._grpc.copies import Copier, copier_of
 from meshsdk._grpc.plan import Plan, mutated
 from meshsdk._grpc.values import (
     connect_failed,
@@ -47,6 +48,7 @@ class Trip:
         "arguments",
         "attempt",
         "chosen",
+        "copier",
         "cutter",
         "decision",
         "ends",
@@ -80,6 +82,7 @@ class Trip:
         self.arguments = {"credentials": credentials, "compression": compression}
         self.traces = outgoing_metadata()
         self.chosen = chosen
+        self.copier: Copier | None = None
         self.decision = decision
         self.attempt: Attempt | None = None
         self.cutter: Cutter | None = None
@@ -210,6 +213,8 @@ class Trip:
         self, forward: Forward, endpoint: EndpointState, limit: Limit, *, waits: bool | None
     ) -> Any:
         """A call of grpc on a picked endpoint."""
+        metadata = mutated(forward, self.metadata)
+        self._copy(forward, metadata)
         request = self.request
         if forward.timeout is not None and not self.method.unary_request:
             self.cutter = Cutter(limit)
@@ -219,7 +224,7 @@ class Trip:
             call = line.call(
                 request,
                 timeout=limit.left(monotonic()),
-                metadata=mutated(forward, self.metadata),
+                metadata=metadata,
                 wait_for_ready=waits,
                 **self.arguments,
             )
@@ -233,8 +238,28 @@ class Trip:
             self.cutter.watch(call)
         return call
 
+    def _copy(self, forward: Forward, metadata: Any) -> None:
+        """Once, with the first attempt."""
+        if self.copier is not None:
+            return
+        copier = self.copier = copier_of(self.method, forward, metadata)
+        if copier is None:
+            return
+        if self.method.unary_request:
+            copier.add(self.request)
+            copier.complete()
+        else:
+            self.request = copier.recorded(self.request)
+
+    def wrote(self, request: Any) -> None:
+        """The application has written a request."""
+        if self.copier is not None:
+            self.copier.add(request)
+
     def requested(self) -> None:
         """The application has written its last request."""
+        if self.copier is not None:
+            self.copier.complete()
         if self.cutter is not None:
             self.cutter.requested()
 

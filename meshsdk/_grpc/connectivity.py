@@ -60,7 +60,7 @@ def _connect(pool: Pool, cluster: ClusterView, state_of: StateOf) -> State:
         return state_of(pool.direct(), True)
     state = State.TRANSIENT_FAILURE
     for endpoint in cluster.endpoints:
-        state = state_of(pool.connect(cluster, endpoint), True)
+        state = state_of(pool.connect(endpoint), True)
         if state is not State.TRANSIENT_FAILURE:
             break
     return state

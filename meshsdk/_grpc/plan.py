@@ -8,7 +8,15 @@ from typing import Any
 from meshsdk._grpc.pool import Lane, Pool
 from meshsdk._grpc.values import headers_of, sendable
 from meshsdk.balancing import EndpointState
-from meshsdk.call import Decision, Forward, MethodTable, Passthrough, Request, compile_method
+from meshsdk.call import (
+    Decision,
+    Forward,
+    MethodTable,
+    Mirror,
+    Passthrough,
+    Request,
+    compile_method,
+)
 from meshsdk.model import ListenerView, Snapshot
 from meshsdk.opaque import compile_opaque
 
@@ -87,7 +95,7 @@ class Method:
         self._path = path
         self._codecs = (serializer, deserializer)
         self._registered = registered
-        self._lanes: dict[tuple[str, str], Lane] = {}
+        self._lanes: dict[tuple[str, str, bool], Lane] = {}
         self._direct: Any = None
         self._plan = Plan(None, None, None)
         pool.add(self)
@@ -98,11 +106,14 @@ class Method:
         make = getattr(channel, self.factory)
         return make(path, *self._codecs, _registered_method=self._registered)
 
-    def authority_of(self, forward: Forward) -> str:
-        return self._pool.wire_authority(forward)
+    def authority_of(self, forward: Forward, endpoint: EndpointState | None = None) -> str:
+        return self._pool.wire_authority(forward, endpoint)
+
+    def _key(self, forward: Forward) -> tuple[str, str, bool]:
+        return forward.path, self.authority_of(forward), forward.host_of_endpoint
 
     def lane(self, forward: Forward) -> Lane:
-        return self._lanes.setdefault((forward.path, self.authority_of(forward)), {})
+        return self._lanes.setdefault(self._key(forward), {})
 
     def drop(self, endpoints: set[EndpointState]) -> None:
         for lane in list(self._lanes.values()):
@@ -113,6 +124,34 @@ class Method:
         for lane in list(self._lanes.values()):
             lane.clear()
         self._direct = None
+
+    # --- for copies of calls ---
+
+    @property
+    def crew(self) -> Any:
+        """What sends them."""
+        return self._pool.crew
+
+    def serialized(self, request: Any) -> bytes:
+        serialize = self._codecs[0]
+        data: bytes = request if serialize is None else serialize(request)
+        return data
+
+    def copy_to(self, endpoint: EndpointState, mirror: Mirror) -> Any:
+        """A multicallable for serialized requests to an endpoint of another cluster."""
+        channel = self._pool.channel_to(endpoint, mirror.authority)
+        return getattr(channel, self.factory)(mirror.path, None, None)
+
+    def swept(self) -> None:
+        """Close the channels whose last call is over, if any wait for that."""
+        if self._pool.draining:
+            self._pool.sweep()
+
+    async def drain(
+        self, callable: Any, requests: list[bytes], seconds: float, metadata: Any
+    ) -> None:
+        """Make a call, and read its responses for nobody."""
+        raise NotImplementedError
 
     # --- for the calls ---
 
@@ -166,6 +205,8 @@ class Method:
             return way
         if not isinstance(decision, Forward) or decision.delay or decision.changes_response:
             return decision
+        if decision.mirrors:
+            return decision
         way = Way(decision, self.lane(decision))
         if plan.table is not None and not plan.table.needs_request:
             plan.ways[id(decision)] = way  # kept alive by the way
@@ -180,7 +221,7 @@ class Method:
 
     def callable(self, forward: Forward, endpoint: EndpointState) -> Any:
         """What the lane of `forward` holds for a picked endpoint."""
-        lane = self._lanes.get((forward.path, self.authority_of(forward)))
+        lane = self._lanes.get(self._key(forward))
         found = lane.get(endpoint) if lane else None
         return self._pool.line(self, forward, endpoint) if found is None else found
 

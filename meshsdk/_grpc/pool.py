@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import grpc
 import grpc.experimental
 
+from meshsdk._grpc.copies import MOST_AT_A_TIME
 from meshsdk._grpc.secure import security_of
 from meshsdk._grpc.values import authority_of, host_of
 from meshsdk.balancing import ClusterView, EndpointState
@@ -84,6 +85,7 @@ class Dialer(Protocol):
     def close(self, channel: Any) -> None: ...
     def line(self, peer: Peer, callable: Any) -> Any: ...
     def closed_error(self) -> Exception: ...
+    def crew(self, limit: int) -> Any: ...
 
 
 def _name_of(mesh: MeshLike, authority: str | None) -> str | None:
@@ -124,6 +126,7 @@ class Pool:
         self._dialer = dialer
         self.tls = tls
         self.single_threaded = any(name == _SINGLE_THREADED for name, _ in options)
+        self.crew = dialer.crew(MOST_AT_A_TIME)
         self._lock = threading.Lock()
         self._peers: dict[tuple[EndpointState, str], Peer] = {}
         self._direct: Any = None
@@ -150,7 +153,7 @@ class Pool:
 
     def line(self, method: Method, forward: Forward, endpoint: EndpointState) -> Any:
         """What a lane holds for an endpoint; the caller has picked it."""
-        authority = method.authority_of(forward)
+        authority = method.authority_of(forward, endpoint)
         with self._lock:
             self.check_open()
             peer = self._peers.get((endpoint, authority))
@@ -169,7 +172,7 @@ class Pool:
 
     def channel_of(self, method: Method, forward: Forward, endpoint: EndpointState) -> Any | None:
         """The channel to an endpoint if there is one already."""
-        peer = self._peers.get((endpoint, method.authority_of(forward)))
+        peer = self._peers.get((endpoint, method.authority_of(forward, endpoint)))
         return peer.channel if peer else None
 
     def channels(self) -> list[Any]:
@@ -178,9 +181,13 @@ class Pool:
             found = [peer.channel for peer in self._peers.values()]
             return [*found, self._direct] if self._direct is not None else found
 
-    def connect(self, cluster: ClusterView, endpoint: EndpointState) -> Any:
+    def connect(self, endpoint: EndpointState) -> Any:
         """The channel to an endpoint under the plain authority, made if there is none."""
         authority = self._wire_authority(self.authority or "", rewritten=False)
+        return self.channel_to(endpoint, authority)
+
+    def channel_to(self, endpoint: EndpointState, authority: str) -> Any:
+        """The channel to an endpoint, made if there is none."""
         with self._lock:
             self.check_open()
             peer = self._peers.get((endpoint, authority))
@@ -229,7 +236,9 @@ class Pool:
         # The core compares it with the name of the certificate, which has no port.
         return host_of(authority) if self.tls else authority
 
-    def wire_authority(self, forward: Forward) -> str:
+    def wire_authority(self, forward: Forward, endpoint: EndpointState | None = None) -> str:
+        if endpoint is not None and forward.host_of_endpoint:
+            return self._wire_authority(forward.authority_at(endpoint), rewritten=True)
         return self._wire_authority(forward.authority, rewritten=forward.host_rewritten)
 
     def _options_for(self, authority: str, connect_timeout: float) -> Options:
@@ -288,6 +297,7 @@ class Pool:
         """Close for new calls; the channels for the caller to close."""
         with self._lock:
             self.closed = True
+            self.crew.halt()
             channels = [peer.channel for peer in (*self._peers.values(), *self.draining)]
             if self._direct is not None:
                 channels.append(self._direct)
@@ -297,6 +307,7 @@ class Pool:
     def forget(self) -> None:
         """After a fork, in the child: none of this is ours."""
         self._lock = threading.Lock()
+        self.crew = self._dialer.crew(MOST_AT_A_TIME)
         abandon(self._peers, self._direct, self.draining)
         self._empty()
 

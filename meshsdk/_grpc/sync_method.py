@@ -63,6 +63,15 @@ class SyncMethod(Method):
     def listener(self) -> str:
         return self._pool.name or self._pool.target
 
+    async def drain(
+        self, callable: Any, requests: list[bytes], seconds: float, metadata: Any
+    ) -> None:
+        given = requests[0] if self.unary_request else iter(requests)
+        responses = callable(given, timeout=seconds, metadata=metadata)
+        if not self.blocking:
+            for _ in responses:
+                pass
+
     def is_down(self, forward: Forward, endpoint: EndpointState) -> bool:
         return self._state(forward, endpoint) is _TRANSIENT_FAILURE
 

@@ -13,6 +13,7 @@ import grpc
 
 from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.calls import CHANNEL_CLOSED, MeshCall, MeshRpcError
+from meshsdk._grpc.copies import copier_of
 from meshsdk._grpc.cutter import Cutter, Requests
 from meshsdk._grpc.plan import Plan, mutated
 from meshsdk._grpc.pool import Pool
@@ -213,6 +214,13 @@ class Trip:
     def _forward(self, forward: Forward) -> Any:
         """Attempts until one has a connection; where that is not known, the first is the last."""
         metadata = mutated(forward, self.metadata)
+        copier = copier_of(self.method, forward, metadata)
+        if copier is not None:
+            if self.method.unary_request:
+                copier.add(self.request)
+                copier.complete()
+            else:
+                self.request = copier.recorded(self.request)
         streams = not self.method.unary_request
         limit = Limit(self._remaining(), forward, monotonic(), streams=streams)
         refused: set[EndpointState] = set()

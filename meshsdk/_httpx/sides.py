@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 
 from meshsdk._httpx.connections import Connections
-from meshsdk._httpx.crew import Tasks, Threads
 from meshsdk._httpx.http1 import Connection, Tracer
 from meshsdk._httpx.wire import AsyncWire, SyncWire
 from meshsdk.balancing import EndpointState
+from meshsdk.crew import Tasks, Threads
 from meshsdk.model import ListenerView
 
 if TYPE_CHECKING:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import Any
 
+import grpc
 import pytest
 
 from meshsdk.matching import Fraction
 from meshsdk.model import MirrorPolicy
 from tests.support.ads import wait_until
+from tests.support.echo_grpc import EchoRequest, EchoServer
+from tests.support.grpc_clients import NAME as GRPC_NAME
+from tests.support.grpc_clients import Client, attempts
 from tests.support.http_api import NAME, URL, Api, OpenMesh
 from tests.support.http_backend import Backend
 from tests.support.static_mesh import forward
@@ -126,3 +131,90 @@ def test_a_share_of_the_calls(api: Api, one: Backend, shadow: Backend) -> None:
         client.get(f"{URL}/echo")
         wait_until(lambda: shadow.requests)
     assert shadow.requests == ["GET /echo"]
+
+
+# --- gRPC ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def a() -> Iterator[EchoServer]:
+    with EchoServer("a") as made:
+        yield made
+
+
+@pytest.fixture
+def copies() -> Iterator[EchoServer]:
+    with EchoServer("copies") as made:
+        yield made
+
+
+@pytest.fixture(params=["sync", "aio"])
+def client(request: pytest.FixtureRequest) -> Iterator[Client]:
+    made = Client(request.param)
+    yield made
+    made.close()
+    wait_until(lambda: attempts(made.mesh.snapshot) == 0, what="every attempt ended")
+
+
+def grpc_listen(client: Client, a: EchoServer, *targets: str, **policy: Any) -> None:
+    client.mesh.endpoints("a", a.target)
+    client.mesh.endpoints("copies", *targets)
+    mirrors = (MirrorPolicy("copies", **policy),)
+    client.mesh.listen(GRPC_NAME, forward("a", mirrors=mirrors))
+
+
+def arguments(method: str) -> list[Any]:
+    message = EchoRequest(text="x", count=2)
+    return [iter([message, message])] if method in ("Up", "Both") else [message]
+
+
+@pytest.mark.parametrize("method", ["Unary", "Down", "Up", "Both"])
+def test_a_copy_of_a_grpc_call_arrives(
+    client: Client, a: EchoServer, copies: EchoServer, method: str
+) -> None:
+    grpc_listen(client, a, copies.target)
+    for count in (1, 2):
+        code, replies, _ = client.outcome(method, *arguments(method), metadata=(("x-a", "1"),))
+        assert (code, {reply.server for reply in replies}) == (grpc.StatusCode.OK, {"a"})
+        wait_until(lambda count=count: copies.calls == count)
+    assert copies.authorities == {"reviews-shadow:9080"}
+    texts = ["x", "x"] if method in ("Up", "Both") else ["x"]
+    wait_until(lambda: copies.received == [texts, texts])
+
+
+@pytest.mark.parametrize("targets", [(DEAD,), ()])
+def test_a_copy_that_fails_is_nobodys_business_of_grpc(
+    client: Client, a: EchoServer, targets: tuple[str, ...]
+) -> None:
+    grpc_listen(client, a, *targets)
+    assert [client.unary().server for _ in range(3)] == ["a"] * 3
+
+
+def test_requests_that_are_written_one_by_one(
+    client: Client, a: EchoServer, copies: EchoServer
+) -> None:
+    if client.kind == "sync":
+        return
+    grpc_listen(client, a, copies.target)
+
+    async def call() -> Any:
+        call = client.stub.Up()
+        for text in ("one", "two"):
+            await call.write(EchoRequest(text=text))
+        await call.done_writing()
+        return await call
+
+    assert client.run(call()).text == "one,two"
+    wait_until(lambda: copies.calls == 1)
+    wait_until(lambda: copies.received == [["one", "two"]])
+
+
+def test_a_slow_copy_of_grpc_is_waited_for_by_nobody(client: Client, a: EchoServer) -> None:
+    release = threading.Event()
+    with EchoServer("slow", before=lambda: release.wait(30)) as slow:
+        grpc_listen(client, a, slow.target)
+        for _ in range(70):
+            assert client.unary().server == "a"
+        wait_until(lambda: slow.calls)
+        assert slow.calls <= 64
+        release.set()

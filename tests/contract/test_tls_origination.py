@@ -23,9 +23,9 @@ from meshsdk.model import (
     SocketMatch,
     UpstreamTls,
 )
-from tests.contract.test_grpc_mesh import Client
 from tests.support.echo_grpc import EchoServer
 from tests.support.grpc_clients import NAME as GRPC_NAME
+from tests.support.grpc_clients import Client
 from tests.support.http_api import NAME, URL, Api, OpenMesh
 from tests.support.http_backend import Backend
 from tests.support.static_mesh import forward

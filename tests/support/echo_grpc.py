@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any, Self
 
@@ -26,6 +26,9 @@ class _Servicer(echo_pb2_grpc.EchoServicer):
     def _begin(self, context: Any) -> None:
         self._server.calls += 1
         self._server.peers.add(context.peer())
+        self._server.authorities.add(context._rpc_event.call_details.host.decode())
+        if self._server.before is not None:
+            self._server.before()
         if self._server.early:
             context.send_initial_metadata((("x-server", self._server.name), ("x-who", "server")))
         context.set_trailing_metadata((("x-trailing", "bye"), ("x-bytes-bin", b"\x00\xff")))
@@ -49,12 +52,14 @@ class _Servicer(echo_pb2_grpc.EchoServicer):
 
     def Unary(self, request: Any, context: Any) -> Any:
         self._begin(context)
+        self._server.received.append([request.text])
         time.sleep(request.delay)
         self._end(request, context)
         return self._answer(request.text, context)
 
     def Down(self, request: Any, context: Any) -> Iterator[Any]:
         self._begin(context)
+        self._server.received.append([request.text])
         for number in range(request.count):
             time.sleep(request.delay)
             yield self._answer(f"{request.text}{number}", context)
@@ -68,15 +73,19 @@ class _Servicer(echo_pb2_grpc.EchoServicer):
             texts.append(request.text)
             delay = request.delay
             self._end(request, context)
+        self._server.received.append(texts)
         time.sleep(delay)
         return self._answer(",".join(texts), context)
 
     def Both(self, request_iterator: Any, context: Any) -> Iterator[Any]:
         self._begin(context)
+        texts = []
         for request in request_iterator:
+            texts.append(request.text)
             time.sleep(request.delay)
             self._end(request, context)
             yield self._answer(request.text, context)
+        self._server.received.append(texts)
 
 
 class _Unregistered:
@@ -97,6 +106,8 @@ class EchoServer:
 
     Attributes:
         calls: how many calls have arrived. peers: the connections that they came by.
+        authorities: under which hosts. received: the texts of each call that was read whole.
+        before: done first in every call.
     """
 
     def __init__(
@@ -106,12 +117,16 @@ class EchoServer:
         address: str = "127.0.0.1:0",
         early: bool = True,
         credentials: grpc.ServerCredentials | None = None,
+        before: Callable[[], object] | None = None,
         **options: Any,
     ) -> None:
         self.name = name
         self.early = early
         self.calls = 0
         self.peers: set[str] = set()
+        self.authorities: set[str] = set()
+        self.received: list[list[str]] = []
+        self.before = before
         self._server = grpc.server(
             futures.ThreadPoolExecutor(32),
             options=[("grpc.so_reuseport", 0)],
