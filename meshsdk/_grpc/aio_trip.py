@@ -176,21 +176,16 @@ class Trip:
 
     def pick(self, forward: Forward, refused: set[EndpointState]) -> EndpointState:
         """The balancer's choice, or another endpoint if that one is known to be down."""
-        endpoint = self.chosen
-        self.chosen = None
-        if endpoint is None:
-            endpoint = forward.pick(random)
-        down = self.method.is_down
-        if endpoint not in refused and not down(forward, endpoint):
-            return endpoint
-        others = forward.cluster.endpoints
-        first = int(random() * len(others))
-        for other in (*others[first:], *others[:first]):
-            if other is not endpoint and other not in refused and not down(forward, other):
-                other.acquire()
-                endpoint.release()
-                return other
-        return endpoint
+
+        def is_down(endpoint: EndpointState) -> bool:
+            return endpoint in refused or self.method.is_down(forward, endpoint)
+
+        chosen, self.chosen = self.chosen, None
+        if chosen is not None:
+            if not is_down(chosen):
+                return chosen
+            chosen.release()
+        return forward.cluster.pick_up(random, forward.key, is_down)
 
     async def _attempts(self, forward: Forward) -> Any:
         """Attempts until one has a connection."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -31,6 +31,19 @@ def aggregate(states: Iterable[State]) -> State:
     return State.TRANSIENT_FAILURE if found else State.IDLE
 
 
+def aggregate_of_ring(states: Sequence[State]) -> State:
+    """One state for the endpoints of a ring: a call needs the one of its key, so that two that
+    are down are enough to say so. Source: gRFC A42."""
+    down = sum(state is State.TRANSIENT_FAILURE for state in states)
+    if State.READY in states:
+        return State.READY
+    if down >= 2:
+        return State.TRANSIENT_FAILURE
+    if State.CONNECTING in states or (down and len(states) > 1):
+        return State.CONNECTING
+    return State.TRANSIENT_FAILURE if down else State.IDLE
+
+
 def connectivity(pool: Pool, state_of: StateOf, *, connect: bool) -> State:
     """The state of a mesh channel now.
 
@@ -50,7 +63,8 @@ def connectivity(pool: Pool, state_of: StateOf, *, connect: bool) -> State:
     if connect and State.READY not in states:
         states += [_connect(pool, cluster, state_of) for cluster in clusters]
     if states:
-        return aggregate(states)
+        rings = all(cluster.cluster.balancing.hashes for cluster in clusters)
+        return aggregate_of_ring(states) if rings else aggregate(states)
     reachable = any(cluster.endpoints or cluster.passthrough for cluster in clusters)
     return State.IDLE if reachable else State.TRANSIENT_FAILURE
 

@@ -34,7 +34,8 @@ class Way:
     def __init__(self, forward: Forward, lane: Lane) -> None:
         self.forward = forward
         self.lane = lane
-        self.choose = forward.cluster.choose
+        choose, key = forward.cluster.choose, forward.key
+        self.choose = choose if key is None else lambda random: choose(random, key)
         self.timeout = self.cap = forward.timeout
         most = forward.max_grpc_timeout
         if most is not None and (self.cap is None or most < self.cap):

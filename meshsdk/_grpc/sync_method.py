@@ -90,17 +90,11 @@ class SyncMethod(Method):
 
     def pick(self, forward: Forward, refused: set[EndpointState]) -> EndpointState:
         """The balancer's choice, or another endpoint if that one is known to be down."""
-        endpoint = forward.pick(random)
-        if endpoint not in refused and not self.is_down(forward, endpoint):
-            return endpoint
-        others = forward.cluster.endpoints
-        start = int(random() * len(others))
-        for other in (*others[start:], *others[:start]):
-            if other not in refused and other is not endpoint and not self.is_down(forward, other):
-                other.acquire()
-                endpoint.release()
-                return other
-        return endpoint
+
+        def is_down(endpoint: EndpointState) -> bool:
+            return endpoint in refused or self.is_down(forward, endpoint)
+
+        return forward.cluster.pick_up(random, forward.key, is_down)
 
     def _wait(
         self, start: Start, request: Any, args: Args, decision: Decision | None = None

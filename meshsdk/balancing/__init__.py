@@ -15,7 +15,6 @@ endpoint and outlives views. Semantics: Envoy "Supported load balancers", "Prior
 """
 
 from meshsdk.balancing.endpoint import EndpointState, LoadReport
-from meshsdk.balancing.hashing import xx_hash
 from meshsdk.balancing.pickers import Picker, Random
 from meshsdk.balancing.pool import ClusterPool, ClusterView
 
@@ -26,5 +25,4 @@ __all__ = [
     "LoadReport",
     "Picker",
     "Random",
-    "xx_hash",
 ]

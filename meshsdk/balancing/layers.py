@@ -229,7 +229,13 @@ class Layer:
             pick = pickers.always(states[0])
         else:
             pick = hashing.by_key(states, table)
-        return Choice(pick, states, lambda key: map(states.__getitem__, table.sequence(key)))
+
+        def sequence(key: int) -> Iterator[EndpointState]:
+            # A small ring may have no place for some endpoints: they come last.
+            first = [states[index] for index in table.sequence(key)]
+            return iter(dict.fromkeys([*first, *states]))
+
+        return Choice(pick, states, sequence)
 
     def _weighed(
         self, usable: Callable[[EndpointState], bool], terms: Terms

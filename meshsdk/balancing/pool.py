@@ -11,7 +11,7 @@ from typing import Any
 
 from meshsdk.balancing import pickers
 from meshsdk.balancing.endpoint import EndpointState, LoadWeight
-from meshsdk.balancing.hashing import Tables, any_key
+from meshsdk.balancing.hashing import Tables, any_key, xx_hash
 from meshsdk.balancing.health import loads
 from meshsdk.balancing.layers import (
     Choice,
@@ -72,6 +72,23 @@ class ClusterView:
         state._marks.append(None)
         return state
 
+    def pick_up(
+        self, random: Random, key: int | None, is_down: Callable[[EndpointState], bool]
+    ) -> EndpointState:
+        """Choose an endpoint that is not known to be down, and count an attempt on it.
+
+        Where all are down it is the one that was chosen: its connection says what is wrong.
+
+        Raises:
+            NoHealthyUpstream: as `pick`.
+        """
+        state = self.choose(random, key)
+        if is_down(state):
+            others = self.sequence(random, key)
+            state = next((other for other in others if not is_down(other)), state)
+        state._marks.append(None)
+        return state
+
     def sequence(self, random: Random, key: int | None = None) -> Iterator[EndpointState]:
         """Every endpoint once, in the order to try them when those before cannot be reached.
 
@@ -125,6 +142,7 @@ class ClusterPool:
         self._clock = clock
         self._here = here
         self._callers = callers
+        self._seed = int(random() * (1 << 32))
         self._states: dict[str, dict[str, EndpointState]] = {}
         self._views: dict[str, tuple[Cluster, Assignment | None, Any, ClusterView]] = {}
         self._tables: dict[str, Tables] = {}
@@ -190,6 +208,8 @@ class ClusterPool:
         old = self._states.get(cluster.key, {})
         states: dict[str, EndpointState] = {}
         groups: list[list[Group]] = [[]]
+        if assignment is not None and cluster.lb.subset_size:
+            assignment = _some_of(assignment, cluster.lb.subset_size, self._seed)
         for item in assignment.localities if assignment else ():
             members = []
             for endpoint in item.endpoints:
@@ -247,6 +267,21 @@ def _of_member(member: ClusterView, index: int, usable: Callable[[EndpointState]
         [layer.availability for layer in member._layers], terms.cluster.lb.panic_threshold
     )
     return member._layers[index].choice(usable, shares.panic[index], terms)
+
+
+def _some_of(assignment: Assignment, size: int, seed: int) -> Assignment:
+    """The endpoints whose names hash lowest: others in each process, and the same ones as long as
+    they are there (rendezvous hashing, gRFC A68)."""
+    targets = {endpoint.target for item in assignment.localities for endpoint in item.endpoints}
+    ranked = sorted(targets, key=lambda target: xx_hash(target.encode(), seed))
+    kept = set(ranked[:size])
+    localities = [
+        dataclasses.replace(
+            item, endpoints=tuple(each for each in item.endpoints if each.target in kept)
+        )
+        for item in assignment.localities
+    ]
+    return dataclasses.replace(assignment, localities=tuple(localities))
 
 
 def _note_age(states: Iterable[EndpointState], now: float) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from meshsdk.model.actions import HashPolicy
+
 DEFAULT_TABLE_SIZE: Final = 65537
 MAX_RING_SIZE: Final = 8 * 1024 * 1024
 
@@ -151,8 +153,10 @@ class LbConfig:
         table_size: of MAGLEV, a prime number.
         use_hostname_for_hashing, hash_balance_factor: of both; the factor is in percent of the
             mean of active calls, 0 is without bound.
+        hash_policy: what the key of a call is made of, instead of that of the route.
         load_reports: of CLIENT_SIDE_WEIGHTED_ROUND_ROBIN.
         shuffle_address_list: of PICK_FIRST.
+        subset_size: use so many endpoints only, others in each process (gRFC A68); 0 is all.
         locality_weighted: share calls among localities by their weights.
         panic_threshold: percent of healthy endpoints below which all are used; 0 is never.
     """
@@ -167,8 +171,10 @@ class LbConfig:
     table_size: int = DEFAULT_TABLE_SIZE
     use_hostname_for_hashing: bool = False
     hash_balance_factor: int = 0
+    hash_policy: tuple[HashPolicy, ...] = ()
     load_reports: LoadReports = LoadReports()
     shuffle_address_list: bool = False
+    subset_size: int = 0
     locality_weighted: bool = False
     zone_aware: ZoneAware | None = None
     panic_threshold: int = 50

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from meshsdk.model import (
     ClusterKind,
     Listener,
     ListenerView,
+    Locality,
     RouteConfiguration,
     Snapshot,
 )
@@ -43,7 +45,9 @@ class Configuration:
 
     def __init__(self, node: Any, naming: Naming, max_listeners: int, snapshot: Snapshot) -> None:
         self.machine = AdsMachine(node, DECODERS)
-        self._pool = ClusterPool(random.random)
+        place = node.locality
+        here = Locality(place.region, place.zone, place.sub_zone)
+        self._pool = ClusterPool(random.random, time.monotonic, here)
         self._names = Names(random.random)
         self._resolver = Resolver(self._lookup, naming, self._pool.view, node.id, caller_of(node))
         self._interest = Interest(max_listeners)

@@ -13,6 +13,8 @@ from meshsdk.model import (
     Balancing,
     Cluster,
     HashFunction,
+    HashKind,
+    HashPolicy,
     LbConfig,
     LoadReports,
     SlowStart,
@@ -268,6 +270,17 @@ def test_by_enum(config: Json, balancing: Balancing, lb: LbConfig) -> None:
         (
             [
                 as_struct(
+                    "random_subsetting_experimental",
+                    subsetSize=3,
+                    childPolicy=[{"ring_hash_experimental": {"requestHashHeader": "X-Key"}}],
+                )
+            ],
+            Balancing.RING_HASH,
+            LbConfig(subset_size=3, hash_policy=(HashPolicy(HashKind.HEADER, "x-key"),)),
+        ),
+        (
+            [
+                as_struct(
                     "xds_wrr_locality_experimental",
                     childPolicy=[{"unknown": {}}, {"round_robin": {}}],
                 )
@@ -441,6 +454,11 @@ LIST = "load_balancing_policy.policies"
         ),
         (policies(as_struct("ring_hash_experimental", minRingSize="x")), "value: "),
         (policies(as_struct("xds_wrr_locality_experimental")), "value.childPolicy: is needed"),
+        (policies(as_struct("random_subsetting_experimental")), "value.subsetSize: is 0"),
+        (
+            policies(as_struct("ring_hash_experimental", requestHashHeader="x-bin")),
+            "value.requestHashHeader: is x-bin",
+        ),
     ],
 )
 def test_what_is_refused(config: Json, problem: str) -> None:

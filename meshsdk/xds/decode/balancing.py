@@ -6,7 +6,8 @@ of gRPC by its name (`ring_hash_experimental`). A policy that is not known is pa
 list without a known one rejects the cluster.
 
 Sources: Envoy `config/cluster/v3/cluster.proto`, `extensions/load_balancing_policies`; gRFC A24,
-A42, A48, A52, A58, A62. What is refused is what Envoy 1.40 refuses, and `choice_count` below 2.
+A42, A48, A52, A58, A62, A68, A76. What is refused is what Envoy 1.40 refuses, and a `choice_count`
+below 2.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ from xds.type.v3 import typed_struct_pb2
 from meshsdk.model import (
     Balancing,
     HashFunction,
+    HashKind,
+    HashPolicy,
     LbConfig,
     LoadReports,
     SlowStart,
@@ -353,10 +356,14 @@ def _of_struct(name: str, value: Any, notes: Notes, depth: int) -> Policy | str:
     message: Any
     renamed: dict[str, str] = {}
     if name == "xds_wrr_locality_experimental":
-        if depth >= _MAX_DEPTH:
-            raise Bad("value.childPolicy", f"is nested deeper than {_MAX_DEPTH}")
         balancing, fields = _child_of_grpc(value, notes, depth)
         return balancing, fields | {"locality_weighted": True}
+    if name == "random_subsetting_experimental":
+        size = value.fields["subsetSize"].number_value
+        if size < 1:
+            raise Bad("value.subsetSize", f"is {size:g}, must be at least 1")
+        balancing, fields = _child_of_grpc(value, notes, depth)
+        return balancing, fields | {"subset_size": int(size)}
     if name in _OF_GRPC:
         message, renamed = _OF_GRPC[name]
     elif name in _TYPED:
@@ -365,6 +372,7 @@ def _of_struct(name: str, value: Any, notes: Notes, depth: int) -> Policy | str:
         message = _PARENTS[name]
     else:
         return name
+    extra = _grpc_extra(name, value, notes)
     content = {renamed.get(key, key): item for key, item in struct(value).items()}
     try:
         # gRPC looks over fields that it does not know; a newer Envoy may have more.
@@ -373,15 +381,30 @@ def _of_struct(name: str, value: Any, notes: Notes, depth: int) -> Policy | str:
         raise Bad("value", str(error)) from None
 
     def decode(message: Any, notes: Notes) -> Policy:
-        return _parent(message, notes, depth) if name in _PARENTS else _known(message, notes)
+        if name in _PARENTS:
+            return _parent(message, notes, depth)
+        balancing, fields = _known(message, notes)
+        return balancing, fields | extra
 
     return sub("value", decode, parsed, notes)
+
+
+def _grpc_extra(name: str, value: Any, notes: Notes) -> dict[str, Any]:
+    """What gRPC's policy of that name has and Envoy's has not."""
+    header = value.fields["requestHashHeader"].string_value.lower()
+    if name != "ring_hash_experimental" or not header:
+        return {}
+    if header.endswith("-bin"):
+        raise Bad("value.requestHashHeader", f"is {header}, binary metadata is not hashed")
+    return {"hash_policy": (HashPolicy(HashKind.HEADER, header),)}
 
 
 def _child_of_grpc(value: Any, notes: Notes, depth: int) -> Policy:
     """The first known policy of a `childPolicy`: a list of objects of one key each."""
     if "childPolicy" not in value.fields:
         raise Bad("value.childPolicy", "is needed")
+    if depth >= _MAX_DEPTH:
+        raise Bad("value.childPolicy", f"is nested deeper than {_MAX_DEPTH}")
     names: list[str] = []
     for item in value.fields["childPolicy"].list_value.values:
         for name, config in item.struct_value.fields.items():
