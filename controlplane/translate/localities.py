@@ -73,6 +73,11 @@ def spread(out: cl.Cluster, setting: Setting, scope: Scope) -> None:
     """Tells a cluster whether the weights of localities count."""
     if scope.dialect is Dialect.GRPC:
         return  # there they always do
+    if out.HasField("load_balancing_policy"):
+        # WrrLocality weighs localities by itself; Envoy refuses a cluster that says both.
+        if setting.zone_aware is not None:
+            scope.note("zoneAwareLbSetting does not go with backendUtilization: left out")
+        return
     config = out.common_lb_config
     if setting.zone_aware is not None:
         config.zone_aware_lb_config.SetInParent()

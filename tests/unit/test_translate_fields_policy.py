@@ -13,7 +13,7 @@ from controlplane.translate.node import Node
 from controlplane.translate.scope import ClusterName
 from controlplane.world import World
 from meshsdk.errors import InvalidResource
-from meshsdk.model import Cluster
+from meshsdk.model import Balancing, Cluster
 from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
 from tests.unit import test_translate_envoyfilter as envoyfilter
@@ -388,6 +388,22 @@ def test_policies(place: str, block: Any, expected: Any) -> None:
     spec = PLACES[place](block)
     _check(place, spec, expected)
     taken(spec)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"localityLbSetting": {"distribute": [{"from": "east/*", "to": {"east/*": 100}}]}},
+        {"localityLbSetting": {"failover": [{"from": "east", "to": "west"}]}},
+        {"zoneAwareLbSetting": {"minClusterSize": 3}},
+    ],
+)
+def test_weights_by_reports_go_with_localities(setting: Any) -> None:
+    """Envoy and the SDK refuse a cluster that says of localities what its policy does already."""
+    block = {**EJECTS, **balancer(backendUtilization={}, **setting)}
+    found = taken(PLACES["trafficPolicy"](block))
+    assert found.balancing is Balancing.CLIENT_SIDE_WEIGHTED_ROUND_ROBIN
+    assert found.lb.locality_weighted
 
 
 @pytest.mark.parametrize(("tls", "expected"), rows(TLS))
