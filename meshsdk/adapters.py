@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    import asyncio
+    import socket
+
     import grpc
 
     from meshsdk.mesh import Mesh
@@ -82,6 +85,44 @@ class Adapters:
         from meshsdk.grpc_server import AioServerInterceptor
 
         return AioServerInterceptor()
+
+    # --- TCP -----------------------------------------------------------------------------------
+
+    def create_connection(
+        self,
+        address: tuple[str, int],
+        timeout: float | None = None,
+        source_address: tuple[str, int] | None = None,
+    ) -> socket.socket:
+        """A connection to a TCP service of the mesh, in place of `socket.create_connection`.
+
+        Args:
+            address: host and port; a host without a dot is looked up in the mesh's namespace.
+            timeout: seconds for everything, and the timeout of the socket; None is no limit.
+
+        Raises:
+            NotReady: (a `TimeoutError`) no configuration came in time.
+            ConnectionError: no such service, no endpoint, or none that can be reached.
+        """
+        from meshsdk.tcp import create_connection
+
+        return create_connection(self._mesh, address, timeout, source_address)
+
+    async def open_connection(
+        self, host: str, port: int, *, limit: int = 2**16, **options: Any
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Streams to a TCP service of the mesh, in place of `asyncio.open_connection`.
+
+        Args:
+            options: those of `loop.create_connection`, `ssl` among them.
+
+        Raises:
+            NotReady: (a `TimeoutError`) no configuration came in time.
+            ConnectionError: no such service, no endpoint, or none that can be reached.
+        """
+        from meshsdk.tcp import open_connection
+
+        return await open_connection(self._mesh, host, port, limit=limit, **options)
 
     # --- HTTP ----------------------------------------------------------------------------------
 
