@@ -71,6 +71,7 @@ ROUTES: dict[str, dict[str, Any] | None] = {
 # that the time is up, Envoy in its own words.
 COUNTED_TWICE = {
     "capped": (grpc.StatusCode.DEADLINE_EXCEEDED, "downstream duration timeout"),
+    "uncapped": (grpc.StatusCode.DEADLINE_EXCEEDED, "downstream duration timeout"),
     "capped-by-the-old-field": (grpc.StatusCode.UNAVAILABLE, "upstream request timeout"),
 }
 METHODS = ("Unary", "Down", "Up", "Both")
