@@ -185,7 +185,7 @@ class World:
         """Every service of this exact host, in whatever namespace, visible or not."""
         return self._by_host.get(hostname, ())
 
-    def find_service(self, host: str, namespace: str) -> Service | None:
+    def find_service(self, host: str, namespace: str, port: int = 0) -> Service | None:
         """The service that a caller means by any name it answers to."""
         names = self._names.get(namespace)
         if names is None:
@@ -195,7 +195,7 @@ class World:
                 lambda hostname: self.service(hostname, namespace),
                 lambda: self.visible_services(namespace),
             )
-        return names.find(host)
+        return names.find(host, port)
 
     def imports(self, namespace: str, labels: Mapping[str, str]) -> Imports | None:
         """What a Sidecar lets these callers see; None: no Sidecar is for them."""

@@ -99,9 +99,24 @@ def most_specific(host: str, exact: Mapping[str, T], wildcards: Mapping[str, T])
     return None if best is None else wildcards[best]
 
 
+def interface(text: str) -> ipaddress.IPv4Interface | ipaddress.IPv6Interface | None:
+    """An address and the network that it is in, as in `10.1.2.3/8`; None for everything else."""
+    if not text or not (text[0].isdigit() or ":" in text):  # as in `is_address`
+        return None
+    try:
+        return ipaddress.ip_interface(text)
+    except ValueError:
+        return None
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in an authority: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
+
+
 def with_port(host: str, port: int) -> str:
     """`host:port`, an IPv6 address in brackets."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{bracketed(host)}:{port}"
 
 
 def alternate_names(hostname: str, search_domain: str) -> list[str]:
@@ -134,7 +149,7 @@ def alternate_names(hostname: str, search_domain: str) -> list[str]:
 def host_domains(hostname: str, search_domain: str) -> list[str]:
     """Every name of one host for one caller, without ports: itself, with a final dot, shorter."""
     if is_address(hostname):
-        return [f"[{hostname}]" if ":" in hostname else hostname]
+        return [bracketed(hostname)]
     final = [] if hostname.endswith(".") or is_wildcard(hostname) else [f"{hostname}."]
     return [hostname, *final, *alternate_names(hostname, search_domain)]
 

@@ -19,6 +19,8 @@ from controlplane.model.policy import LocalityLb, TcpKeepalive, TrafficPolicy, Z
 from controlplane.model.resource import Finding, Level, Resource
 from controlplane.model.schema import suggest, type_name, without_nulls
 from controlplane.model.traffic import HTTPRetry
+from controlplane.model.validation.checks import Checker
+from controlplane.model.validation.meshconfig import check_mesh_config
 
 # Source: istio/api mesh/v1alpha1/config.proto.
 KNOWN_FIELDS = frozenset(
@@ -130,7 +132,9 @@ def mesh_config(
                 findings.append(resource.finding(Level.WARNING, "", problem, f"{path}.{name}"))
         reader = _Fields(section, resource, path, findings)
         reader.read()
-        merged = merge(merged, {k: v for k, v in section.items() if k not in reader.broken})
+        sound = {k: v for k, v in section.items() if k not in reader.broken}
+        findings += _checked(resource, sound, path)
+        merged = lay(merged, sound)
     mesh = MeshConfig(domain=domain, raw=merged, **_Fields(merged, None, "", []).read())
     return mesh, findings
 
@@ -143,6 +147,33 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(known, dict) and isinstance(value, dict)
         result[key] = merge(known or {}, value) if both else value
     return result
+
+
+def lay(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """One mesh config over another: extension providers by name, trust domain aliases united.
+
+    Source: Istio pkg/config/mesh ApplyMeshConfig.
+    """
+    result = merge(base, over)
+    providers = [*(base.get("extensionProviders") or ()), *(over.get("extensionProviders") or ())]
+    if providers and all(isinstance(provider, dict) for provider in providers):
+        by_name = {provider.get("name"): provider for provider in providers}
+        result["extensionProviders"] = list(by_name.values())
+    aliases = [*(base.get("trustDomainAliases") or ()), *(over.get("trustDomainAliases") or ())]
+    if aliases and all(isinstance(alias, str) for alias in aliases):
+        result["trustDomainAliases"] = sorted(set(aliases))
+    return result
+
+
+def _checked(resource: Resource, section: Mapping[str, Any], path: str) -> list[Finding]:
+    check = Checker(resource)
+    check_mesh_config(check, section, path)
+    errors = [resource.finding(Level.ERROR, "", message, place) for place, message in check.errors]
+    warnings = [
+        resource.finding(Level.WARNING, code, message, place)
+        for place, code, message in check.warnings
+    ]
+    return [*errors, *warnings]
 
 
 def _section(resource: Resource, findings: list[Finding]) -> tuple[dict[str, Any], str]:

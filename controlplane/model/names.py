@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Iterable
 
-from controlplane.model.hosts import is_wildcard, most_specific, single_address
+from controlplane.model.hosts import interface, is_wildcard, most_specific, single_address
 from controlplane.model.registry import Service
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Names:
     """What callers of one namespace mean by a host."""
 
-    __slots__ = ("_addresses", "_domain", "_exact", "_listed", "_namespace", "_wildcards")
+    __slots__ = (
+        "_addresses", "_domain", "_exact", "_listed", "_namespace", "_networks", "_wildcards"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -31,15 +37,20 @@ class Names:
         self._domain = domain
         self._exact = exact
         self._listed = listed
-        self._addresses: dict[str, Service] | None = None
+        self._addresses: dict[str, list[Service]] | None = None
+        self._networks: list[tuple[Network, Service]] = []
         self._wildcards: dict[str, Service] = {}
 
-    def find(self, host: str) -> Service | None:
+    def find(self, host: str, port: int = 0) -> Service | None:
         """The service of `reviews`, `reviews.default`, `reviews.default.svc`, of the qualified
-        host, of a VIP, or of a host below a `*.` ServiceEntry."""
+        host, of a VIP or an address in its networks, or of a host below a `*.` ServiceEntry.
+
+        Args:
+            port: of services that share an address, one that has this port is preferred.
+        """
         host = host.lower().rstrip(".")
         if (address := single_address(host)) is not None:
-            return self._by_address().get(str(address))
+            return self._at(address, port)
         if (found := self._exact(host)) is not None:
             return found
         suffix = f".svc.{self._domain}"
@@ -50,17 +61,27 @@ class Names:
             found = self._exact(f"{parts[0]}.{parts[1]}{suffix}")
             if found is not None:
                 return found
-        self._by_address()
+        self._index()
         return most_specific(host, {}, self._wildcards)
 
-    def _by_address(self) -> dict[str, Service]:
+    def _at(self, address: Address, port: int) -> Service | None:
+        found = self._index().get(str(address)) or [
+            service for network, service in self._networks if address in network
+        ]
+        with_port = (service for service in found if service.port(port) is not None)
+        return next(with_port, found[0] if found else None)
+
+    def _index(self) -> dict[str, list[Service]]:
         if self._addresses is None:
-            addresses: dict[str, Service] = {}
+            addresses: dict[str, list[Service]] = {}
             for service in self._listed():
-                for address in map(single_address, service.addresses):
-                    if address is not None:
-                        addresses.setdefault(str(address), service)
+                for text in service.addresses:
+                    if (address := single_address(text)) is not None:
+                        addresses.setdefault(str(address), []).append(service)
+                    elif (within := interface(text)) is not None:
+                        self._networks.append((within.network, service))
                 if is_wildcard(service.hostname):
                     self._wildcards[service.hostname] = service
+            self._networks.sort(key=lambda item: -item[0].prefixlen)  # the narrowest first
             self._addresses = addresses
         return self._addresses

@@ -11,8 +11,6 @@ _BY_NAME = {
     "grpc-web": Protocol.GRPC_WEB,
     "https": Protocol.HTTPS,
     "http_proxy": Protocol.HTTP_PROXY,
-    "hbone": Protocol.HBONE,
-    "double-hbone": Protocol.DOUBLE_HBONE,
     "tls": Protocol.TLS,
     "tcp": Protocol.TCP,
     "udp": Protocol.UDP,

@@ -21,8 +21,6 @@ class Protocol(enum.Enum):
     GRPC_WEB = "GRPC-Web"
     HTTPS = "HTTPS"
     HTTP_PROXY = "HTTP_PROXY"
-    HBONE = "HBONE"
-    DOUBLE_HBONE = "DOUBLE_HBONE"
     TLS = "TLS"
     TCP = "TCP"
     UDP = "UDP"

@@ -45,7 +45,7 @@ def router_filter() -> hcm_pb2.HttpFilter:
 def add_route_filters(rule: HTTPRoute, out: rc.Route, scope: Scope) -> None:
     """What a rule says to the filters of its listener."""
     if rule.fault is not None and (rule.fault.delay or rule.fault.abort):
-        out.typed_per_filter_config[FAULT].CopyFrom(pack(_fault(rule.fault)))
+        out.typed_per_filter_config[FAULT].CopyFrom(pack(fault_filter(rule.fault)))
     if rule.cors_policy is None:
         return
     if scope.dialect is Dialect.GRPC:
@@ -56,7 +56,8 @@ def add_route_filters(rule: HTTPRoute, out: rc.Route, scope: Scope) -> None:
         out.typed_per_filter_config[CORS].CopyFrom(pack(wrapper))
 
 
-def _fault(fault: HTTPFault) -> fault_pb2.HTTPFault:
+def fault_filter(fault: HTTPFault) -> fault_pb2.HTTPFault:
+    """The fault of a rule; an absent percentage is none at all (V21)."""
     out = fault_pb2.HTTPFault()
     if fault.delay is not None and fault.delay.fixed_delay is not None:
         out.delay.CopyFrom(

@@ -13,12 +13,12 @@ from envoy.config.route.v3 import route_components_pb2 as rc
 
 from controlplane.model.hosts import subset_of
 from controlplane.model.traffic import (
+    MESH_GATEWAY,
     RouteDestination,
     TCPMatch,
     TLSMatch,
     VirtualServiceConfig,
 )
-from controlplane.translate.matches import applies
 from controlplane.translate.scope import Scope
 from controlplane.world import Service, ServicePort
 
@@ -45,6 +45,20 @@ def destinations(
         if not tcp.match or any(map(holds, tcp.match)):
             return tcp.route
     return ()
+
+
+def applies(match: TLSMatch | TCPMatch, gateways: tuple[str, ...], port: int, scope: Scope) -> bool:
+    """Whether connections of these callers fulfil what is known before them.
+
+    Other than for HTTP, gateways of the match do not switch the source off.
+    Source: Istio networking/core/tls.go matchTLS, matchTCP.
+    """
+    return (
+        MESH_GATEWAY in (match.gateways or gateways)
+        and match.port in (0, port)
+        and match.source_namespace in ("", scope.namespace)
+        and match.source_labels.items() <= scope.labels.items()
+    )
 
 
 def bytes_route(clusters: list[tuple[str, int]]) -> rc.Route:

@@ -8,7 +8,7 @@ from itertools import product
 from envoy.config.route.v3 import route_components_pb2 as rc
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 
-from controlplane.model.traffic import MESH_GATEWAY, HTTPMatch, StringMatch, TCPMatch, TLSMatch
+from controlplane.model.traffic import MESH_GATEWAY, HTTPMatch, StringMatch
 from controlplane.translate.node import Dialect
 from controlplane.translate.scope import Scope
 
@@ -16,9 +16,7 @@ _CLAIMS = ("@request.auth.claims.", "@request.auth.claims[")
 _MOST_EXPANSIONS = 3
 
 
-def applies(
-    match: HTTPMatch | TLSMatch | TCPMatch, gateways: tuple[str, ...], port: int, scope: Scope
-) -> bool:
+def applies(match: HTTPMatch, gateways: tuple[str, ...], port: int, scope: Scope) -> bool:
     """Whether these callers can ever fulfil the parts that are known before a call (V1, V7)."""
     if match.port and match.port != port:
         return False
@@ -36,6 +34,8 @@ def is_catch_all(match: rc.RouteMatch) -> bool:
     kind = match.WhichOneof("path_specifier")
     if kind == "prefix":
         every_path = match.prefix == "/"
+    elif kind == "path_separated_prefix":
+        every_path = match.path_separated_prefix == "/"
     elif kind == "safe_regex":
         every_path = match.safe_regex.regex == ".*"
     else:

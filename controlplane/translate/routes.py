@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from envoy.config.route.v3 import route_components_pb2 as rc
 from envoy.config.route.v3 import route_pb2
 
-from controlplane.model.hosts import is_wildcard, single_address
+from controlplane.model.hosts import bracketed, is_wildcard, single_address
 from controlplane.model.traffic import HTTPMatch, HTTPRoute, VirtualServiceConfig
 from controlplane.translate import actions, layer4
 from controlplane.translate.filters import add_route_filters
@@ -123,7 +123,7 @@ def service_domains(service: Service, port: int, scope: Scope) -> Iterator[str]:
         ip = single_address(address)
         if ip is None:
             continue  # a CIDR is no authority
-        yield from _with_port(f"[{ip}]" if ip.version == 6 else str(ip), port)
+        yield from _with_port(bracketed(str(ip)), port)
 
 
 def _with_port(host: str, port: int) -> tuple[str, ...]:

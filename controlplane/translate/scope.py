@@ -38,8 +38,9 @@ class ClusterName(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ClusterName | None:
-        """The parts of a name; None when it is not of this form."""
-        parts = text.split("|")
+        """The parts of a name, or of the server name that stands for it
+        (`outbound_.port_.subset_.host`); None when it is not of this form."""
+        parts = text.split("|") if "|" in text else text.split("_.", 3)
         if len(parts) != 4 or parts[0] != "outbound" or not _is_port(parts[1]) or not parts[3]:
             return None
         return cls(int(parts[1]), parts[2], parts[3])
@@ -118,10 +119,10 @@ class Scope:
         """The service that a call to this port means by any name that it answers to."""
         self.hosts.add(host)
         if self.imports is None:
-            service = self.world.find_service(host, self.namespace)
+            service = self.world.find_service(host, self.namespace, port)
         else:
             listener = self.imports.at(port)
-            service = listener.names.find(host) if listener else None
+            service = listener.names.find(host, port) if listener else None
         if service is None:
             self.missed = True
         else:

@@ -34,13 +34,36 @@ def service_account_problem(value: str) -> str | None:
     return None
 
 
+def wildcard_problem(value: str) -> str | None:
+    """`*` stands for anything, alone or at one end of a value."""
+    inner = (
+        value
+        if value == "*"
+        else value.removeprefix("*")
+        if value.startswith("*")
+        else (value.removesuffix("*"))
+    )
+    if value != "*" and "*" in inner:
+        return f"{value!r}: a wildcard is allowed at one end only"
+    return None
+
+
+def trust_domain_problem(value: str) -> str | None:
+    """A trust domain, or a pattern of one."""
+    if not value:
+        return "a trust domain must not be empty"
+    if "/" in value:
+        return f"{value!r} is not a trust domain: write cluster.local, without spiffe:// and path"
+    return wildcard_problem(value)
+
+
 _KEYS: Mapping[str, Check] = {
     "source.ip": subnet_problem,
     "remote.ip": subnet_problem,
     "source.namespace": _anything,
     "source.principal": _anything,
     "source.serviceAccount": service_account_problem,
-    "source.trustDomain": _anything,
+    "source.trustDomain": trust_domain_problem,
     "request.auth.principal": _anything,
     "request.auth.audiences": _anything,
     "request.auth.presenter": _anything,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
-from http import HTTPStatus
 from typing import Any
 
 from controlplane.model.hosts import is_address, matches, subset_of
@@ -22,27 +21,8 @@ from controlplane.model.validation.checks import (
     wildcard_problem,
 )
 from controlplane.model.validation.reachability import check_reachability
+from controlplane.model.validation.retries import check_retries
 
-RETRY_ON = frozenset(
-    {
-        "5xx",
-        "gateway-error",
-        "reset",
-        "reset-before-request",
-        "connect-failure",
-        "retriable-4xx",
-        "refused-stream",
-        "retriable-status-codes",
-        "retriable-headers",
-        "envoy-ratelimited",
-        "http3-post-connect-failure",
-        "cancelled",
-        "deadline-exceeded",
-        "internal",
-        "resource-exhausted",
-        "unavailable",
-    }
-)
 GRPC_CODES = frozenset(
     "OK CANCELLED UNKNOWN INVALID_ARGUMENT DEADLINE_EXCEEDED NOT_FOUND ALREADY_EXISTS"  # noqa: SIM905
     " PERMISSION_DENIED RESOURCE_EXHAUSTED FAILED_PRECONDITION ABORTED OUT_OF_RANGE"
@@ -186,7 +166,7 @@ class _HttpRoute:
             "fault": self._fault,
             "redirect": self._redirect,
             "directResponse": self._direct_response,
-            "retries": self._retries,
+            "retries": lambda value, path: check_retries(self.check, value, path),
             "rewrite": self._rewrite,
         }
         for name, function in parts.items():
@@ -311,18 +291,6 @@ class _HttpRoute:
         elif size > _BODY_WARNING:
             check.warn(f"{path}.body", f"has {size} bytes: every proxy holds it in memory")
 
-    def _retries(self, retries: Fields, path: str) -> None:
-        check = self.check
-        attempts = retries.get("attempts", 0)
-        check.need(attempts >= 0, f"{path}.attempts", f"{attempts} is negative")
-        others = [name for name in retries if name != "attempts" and retries[name] != ""]
-        if attempts == 0 and others:
-            check.error(path, f"attempts 0 switches retries off: {', '.join(others)} says more")
-        check.durations(retries, path, "perTryTimeout", "backoff")
-        for word in filter(None, retries.get("retryOn", "").split(",")):
-            known = word in RETRY_ON or (word.isdigit() and word in _STATUSES)
-            check.need(known, f"{path}.retryOn", f"{word!r} is not a retry condition")
-
     def _rewrite(self, rewrite: Fields, path: str) -> None:
         check = self.check
         pattern = rewrite.get("uriRegexRewrite")
@@ -354,9 +322,6 @@ class _HttpRoute:
             check_destination(check, mirror.get("destination"), f"{place}.destination")
             if (percentage := mirror.get("percentage")) is not None:
                 check.percent(percentage.get("value", 0), f"{place}.percentage.value")
-
-
-_STATUSES = frozenset(str(int(status)) for status in HTTPStatus)
 
 
 def _check_layer4(check: Checker, match: Fields, path: str) -> None:
