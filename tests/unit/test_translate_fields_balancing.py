@@ -10,10 +10,13 @@ from typing import Any
 import pytest
 from envoy.config.core.v3 import base_pb2
 
+from controlplane.translate import resources as xds
 from controlplane.translate.node import Node
+from meshsdk.balancing import ClusterPool
 from meshsdk.call import Forward, Request, decide
-from meshsdk.model import ListenerView
+from meshsdk.model import ListenerView, Locality
 from meshsdk.xds.caller import caller_of
+from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
 from tests.unit.test_translate_fields import inside, rule, taken
 
@@ -23,11 +26,10 @@ HERE = {
     "topology.kubernetes.io/zone": "z1",
     "topology.istio.io/subzone": "r1",
 }
-BASE = (
-    service("store", "http:8080")
-    + workload("a", "10.0.0.1", "store", extra=["locality: east/z1/r1"])
-    + workload("b", "10.0.0.2", "store", extra=["locality: west/z2/r2"])
+ALONE = service("store", "http:8080") + workload(
+    "a", "10.0.0.1", "store", extra=["locality: east/z1/r1"]
 )
+BASE = ALONE + workload("b", "10.0.0.2", "store", extra=["locality: west/z2/r2"])
 MANY = service("store", "http:8080") + "".join(
     workload(f"w{n}", f"10.0.1.{n}", "store") for n in range(1, 9)
 )
@@ -231,6 +233,54 @@ def test_where_calls_go_when_nobody_is_left_here(setting: str, first: str, other
     to = {"failover": [{"from": "east", "to": first}]}
     seen = view(policy(**EJECTS, loadBalancer={setting: to}), base)
     assert set(picks(seen, 50)) == {str(("west", "north").index(first))}, other
+
+
+@pytest.mark.parametrize(("fewest", "stay"), [(2, 100), (3, 50)])
+def test_zones_are_preferred_from_a_size_on(fewest: int, stay: int) -> None:
+    """A caller knows of no other callers, and so everything that can stays where it is."""
+    setting = {"simple": "RANDOM", "zoneAwareLbSetting": {"minClusterSize": fewest}}
+    pool = ClusterPool(random.Random(1).random, here=Locality("east", "z1", "r1"))
+    found = served(pool, balancer(**setting))
+    assert inside(found["10.0.0.1:8080"], stay)
+
+
+def served(pool: ClusterPool, text: str, base: str = BASE) -> Counter[str]:
+    """How many of 1000 calls each host gets in a process that has this pool."""
+    world, name = make_world(base + text), f"outbound|8080||{HOST}"
+    cluster = decoded(xds.CDS, xds.cluster(world, make_node(LABELS=HERE), name))
+    load = decoded(xds.EDS, xds.endpoints(world, make_node(LABELS=HERE), name))
+    seen, draw = pool.view(cluster, load), random.Random(2).random
+    return Counter(seen.choose(draw).target for _ in range(1000))
+
+
+def decoded(kind: str, message: Any) -> Any:
+    return DECODERS[kind].decode(message, [])
+
+
+# --- warmup ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("simple", ["ROUND_ROBIN", "LEAST_REQUEST"])
+@pytest.mark.parametrize(
+    ("fields", "shares"),
+    [
+        # after so many seconds the new host has this part of the weight of the old one
+        ({"warmupDurationSecs": "60s"}, {0: 0.1, 30: 0.5, 60: 1}),
+        ({"warmup": {"duration": "60s"}}, {0: 0.1, 30: 0.5, 60: 1}),
+        ({"warmup": {"duration": "60s", "minimumPercent": 30}}, {0: 0.3, 30: 0.5, 60: 1}),
+        ({"warmup": {"duration": "60s", "aggression": 2}}, {0: 0.1, 30: 0.5**0.5, 60: 1}),
+        ({}, {0: 1}),
+    ],
+)
+def test_new_hosts_warm_up(simple: str, fields: Any, shares: dict[int, float]) -> None:
+    now = 0.0
+    pool = ClusterPool(random.Random(1).random, lambda: now)
+    text = balancer(simple=simple, **fields)
+    served(pool, text, ALONE)
+    for age, part in shares.items():
+        now = 1000.0 + age
+        found = served(pool, text)
+        assert inside(found["10.0.0.2:8080"], 100 * part / (1 + part)), age
 
 
 # --- health ----------------------------------------------------------------------------------
