@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from controlplane.cli.look import view_of
+from controlplane.model.resource import ConfigError
 from controlplane.translate.node import Node
 from controlplane.world import World
 from meshsdk.call import Decision, Forward, Passthrough, Reply, Request, decide
@@ -347,6 +348,16 @@ def test_aborts(abort: Any, status: int, grpc_code: int) -> None:
     assert where(asked(store({"route": [TWO], "fault": {"abort": never}}))) == "two"
 
 
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [("delay", "exponentialDelay", "1s"), ("abort", "http2Error", "REFUSED_STREAM")],
+)
+def test_faults_that_istio_has_not_are_refused(kind: str, field: str, value: str) -> None:
+    fault = {kind: {field: value, "percentage": {"value": 100}}}
+    with pytest.raises(ConfigError, match=f"fault.{kind}.{field}: is not supported"):
+        asked(store({"route": [TWO], "fault": fault}))
+
+
 def test_delegates() -> None:
     root = {"match": [{"uri": {"prefix": "/a"}}], "delegate": {"name": "leaf", "namespace": "prod"}}
     to = [{"destination": {"host": "two.default.svc.cluster.local", "port": {"number": 80}}}]
@@ -383,13 +394,14 @@ def test_mirrors(fields: Any, percent: int) -> None:
     assert inside(len(copies), percent)
 
 
-def test_several_mirrors() -> None:
-    subset = {"destination": {"host": "store", "subset": "v2"}}
-    text = rule("DestinationRule", SUBSETS) + store({"route": [STORE], "mirrors": [TWO, subset]})
+@pytest.mark.parametrize("field", ["mirror", "mirrors"])
+def test_subsets_are_mirrored_to(field: str) -> None:
+    subset = {"host": "store", "subset": "v2"}
+    value: Any = subset if field == "mirror" else [TWO, {"destination": subset}]
+    text = rule("DestinationRule", SUBSETS) + store({"route": [STORE], field: value})
     found = [mirror.cluster.cluster.name for mirror in sent(text).mirrors]
-    assert found == [
-        f"outbound|{name}.default.svc.cluster.local" for name in ("80||two", "8080|v2|store")
-    ]
+    assert found[-1] == "outbound|8080|v2|store.default.svc.cluster.local"
+    assert len(found) == (1 if field == "mirror" else 2)
 
 
 CORS = {

@@ -258,6 +258,8 @@ class _HttpRoute:
                 code = abort["grpcStatus"]
                 message = f"{code!r} is not a gRPC status such as UNAVAILABLE"
                 check.need(code in GRPC_CODES, f"{path}.abort.grpcStatus", message)
+            unsupported = "http2Error" in abort
+            check.need(not unsupported, f"{path}.abort.http2Error", "is not supported")
 
     def _redirect(self, redirect: Fields, path: str) -> None:
         check = self.check
