@@ -12,6 +12,7 @@
         ├── ClusterNotFound       NC  503  the route names a cluster that does not exist
         ├── NoHealthyUpstream     UH  503  the cluster has no endpoint to send to
         ├── DropOverload          DO  503  the control plane says to drop some calls
+        │   └── DnsFailure        DF  503  the host that the call names has no address
         ├── ConnectFailure        UF  503  the endpoint could not be reached; nothing was sent
         ├── RouteTimeout          UT  504  the route's timeout passed
         ├── FaultAbort            FI  any  an injected abort
@@ -144,6 +145,13 @@ class DropOverload(CallError):
 
     flag = "DO"
     body = "drop overload"
+
+
+class DnsFailure(NoHealthyUpstream):
+    """The host that a call names has no address (Envoy: 503, flag DF)."""
+
+    flag = "DF"
+    body = "DNS resolution failure"
 
 
 class ConnectFailure(CallError):

@@ -12,9 +12,11 @@ endpoint and outlives views. Semantics: Envoy "Supported load balancers", "Prior
     layers     one priority: which endpoints, which picker
     subsets    endpoints by metadata
     pool       views of configuration
+    original   calls that name their destination themselves
 """
 
 from meshsdk.balancing.endpoint import EndpointState, LoadReport
+from meshsdk.balancing.original import toward
 from meshsdk.balancing.pickers import Picker, Random
 from meshsdk.balancing.pool import ClusterPool, ClusterView
 
@@ -25,4 +27,5 @@ __all__ = [
     "LoadReport",
     "Picker",
     "Random",
+    "toward",
 ]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from meshsdk.balancing.endpoint import EndpointState
-from meshsdk.errors import NoHealthyUpstream
+from meshsdk.errors import DnsFailure, NoHealthyUpstream
 from meshsdk.model import LbConfig, LoadReports, SlowStart
 
 Random = Callable[[], float]
@@ -24,6 +24,13 @@ Picker = Callable[..., EndpointState]
 
 States = tuple[EndpointState, ...]
 T = TypeVar("T")
+
+
+def unresolved(cluster: str, place: str) -> Picker:
+    def pick(random: Random, key: int | None = None) -> EndpointState:
+        raise DnsFailure(f"{place} has no address", cluster=cluster)
+
+    return pick
 
 
 def nothing(cluster: str) -> Picker:

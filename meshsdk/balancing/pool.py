@@ -163,6 +163,8 @@ class ClusterPool:
             return known[3]
         if cluster.kind is ClusterKind.AGGREGATE:
             view = self._aggregate(cluster, members)
+        elif cluster.kind is ClusterKind.DYNAMIC and not (assignment and assignment.localities):
+            view = ClusterView(cluster, (), pickers.unresolved(cluster.name, cluster.place))
         else:
             view = self._leaf(cluster, assignment if assignment is not None else cluster.assignment)
         self._views[cluster.key] = (cluster, assignment, members, view)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from meshsdk import faults, routing
-from meshsdk.balancing import ClusterView
+from meshsdk.balancing import ClusterView, toward
 from meshsdk.call.decisions import (
     NO_EXCHANGE,
     PASSTHROUGH,
@@ -287,6 +287,10 @@ def forward(
     cluster: ClusterView | None = view.clusters.get(chosen.cluster)
     if cluster is None:
         return _not_found(route, action, chosen.cluster, delay)
+    cluster = _aimed(cluster, action, request)
+    dropped = cluster.dropped(random) if cluster.drops else None
+    if dropped is not None:
+        return Reply.of(dropped, delay)
     if cluster.passthrough:
         return Passthrough(delay) if delay else PASSTHROUGH
     levels = mutations(view, host, route, chosen)
@@ -337,6 +341,15 @@ def forward(
         _response_levels=response_levels,
         _exchange=exchange,
     )
+
+
+def _aimed(cluster: ClusterView, action: ForwardAction, request: Request) -> ClusterView:
+    """The part of a cluster that this call may go to: a subset, or what a header names."""
+    header = cluster.cluster.original_dst_header
+    if header:
+        given = request.values(header)
+        return toward(cluster, given[0]) if given else cluster
+    return cluster.subset(action.subset) if action.subset else cluster
 
 
 def looks_at_sent(action: ForwardAction) -> bool:

@@ -109,6 +109,9 @@ def _settles(view: ListenerView, host: VirtualHost, route: Route) -> bool:
             return False
         if entry.header or deciding.cors_of(route, entry):
             return False
+        cluster = view.clusters.get(entry.cluster)
+        if cluster is not None and (cluster.drops or cluster.cluster.original_dst_header):
+            return False
     chooses = action.random_header or action.hashed_choice
     return not (chooses or action.mirrors or deciding.looks_at_sent(action))
 

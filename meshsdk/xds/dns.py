@@ -225,6 +225,8 @@ def at_place(cluster: Cluster, host: str, port: int, find: Find) -> tuple[Cluste
     name = name_of_place(cluster, host)
     state = find(name) if name is not None else None
     address = host if name is None else state.chosen if state is not None else ""
-    found = (Endpoint(address, port, hostname=host),) if address else ()
     placed = replace(cluster, place=f"{host}:{port}")
-    return placed, Assignment(cluster.name, (LocalityEndpoints(found),))
+    if not address:
+        return placed, Assignment(cluster.name)
+    found = Endpoint(address, port, hostname=host)
+    return placed, Assignment(cluster.name, (LocalityEndpoints((found,)),))
