@@ -280,15 +280,20 @@ class World:
         return ordered
 
     def virtual_service_for(self, namespace: str, hostname: str) -> VirtualServiceConfig | None:
-        """The one VirtualService of gateway `mesh` that rules this host for callers in `namespace`.
+        """The first of the VirtualServices for a host."""
+        return next(iter(self.virtual_services_for(namespace, hostname)), None)
 
-        First by exact host in the order H10 (H11: no merging), else the most specific wildcard
-        (H14).
+    def virtual_services_for(
+        self, namespace: str, hostname: str
+    ) -> tuple[VirtualServiceConfig, ...]:
+        """The VirtualServices of gateway `mesh` for this host and callers in `namespace`.
+
+        Those of the exact host in the order H10, else those of the most specific wildcard (H14).
         """
         hosts = self._hosts.get(namespace)
         if hosts is None:
             hosts = self._hosts[namespace] = host_rules(self.virtual_services(namespace))
-        return most_specific(hostname, *hosts)
+        return most_specific(hostname, *hosts) or ()
 
     def destination_rule(
         self, caller_namespace: str, service: Service, labels: Mapping[str, str] | None = None

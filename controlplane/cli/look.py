@@ -157,6 +157,7 @@ def route(
     for cluster in answer["weights"].keys() & refused.keys():
         answer["why"].append(f"cluster {cluster}: the SDK refuses it: {refused[cluster]}")
     answer["why"] += _unserved(world, caller, answer["weights"])
+    answer["why"] = [*_left_out(world, caller, name), *answer["why"]]
     if output is not Format.SHORT:
         data(answer, output)
         return
@@ -173,6 +174,17 @@ def _unserved(world: World, caller: Node, clusters: Iterable[str]) -> list[str]:
     variant = caller.variant(relevant(world))
     made = {name: xds.make(world, variant, xds.CDS, name) for name in clusters}
     return [f"cluster {name}: {note}" for name, one in made.items() for note in one.notes]
+
+
+def _left_out(world: World, caller: Node, name: str) -> list[str]:
+    """Rules for this host that these callers never get, whatever they ask for."""
+    variant = caller.variant(relevant(world))
+    try:
+        listener = _decoded(xds.LDS, xds.listener(world, caller, name))
+    except InvalidResource:
+        return []  # said already
+    config = listener.route_config_name if listener is not None else ""
+    return list(xds.make(world, variant, xds.RDS, config).left_out) if config else []
 
 
 def _request(url: str, method: str, headers: list[str], grpc: bool) -> tuple[Request, int]:

@@ -80,18 +80,20 @@ class Sidecars:
         return next((resource for resource in rest if not resource.typed.labels), None)
 
 
-HostRules = tuple[Mapping[str, VirtualServiceConfig], Mapping[str, VirtualServiceConfig]]
+Rules = tuple[VirtualServiceConfig, ...]
+HostRules = tuple[Mapping[str, Rules], Mapping[str, Rules]]
 """VirtualServices of gateway `mesh` by exact host and by wildcard."""
 
 
 def host_rules(rules: Iterable[VirtualServiceConfig]) -> HostRules:
-    """Of rules in their order the first for each host (H11: no merging)."""
-    exact: dict[str, VirtualServiceConfig] = {}
-    wildcard: dict[str, VirtualServiceConfig] = {}
+    """The rules of each host in their order."""
+    exact: dict[str, Rules] = {}
+    wildcard: dict[str, Rules] = {}
     for rule in rules:
         if rule.for_mesh:
             for host in rule.hosts:
-                (wildcard if is_wildcard(host) else exact).setdefault(host, rule)
+                known = wildcard if is_wildcard(host) else exact
+                known[host] = (*known.get(host, ()), rule)
     return exact, wildcard
 
 
@@ -104,7 +106,7 @@ class Listener:
         self,
         port: int,
         services: Mapping[str, Service],
-        rules: tuple[VirtualServiceConfig, ...],
+        rules: Rules,
         namespace: str,
         domain: str,
     ) -> None:
@@ -114,9 +116,9 @@ class Listener:
         self.names = Names(namespace, domain, services.get, services.values)
         self._rules = host_rules(rules)
 
-    def rule_for(self, hostname: str) -> VirtualServiceConfig | None:
-        """The VirtualService that rules a host."""
-        return most_specific(hostname, *self._rules)
+    def rules_for(self, hostname: str) -> Rules:
+        """The VirtualServices for a host, in their order."""
+        return most_specific(hostname, *self._rules) or ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -18,15 +18,27 @@ _MOST_EXPANSIONS = 3
 
 def applies(match: HTTPMatch, gateways: tuple[str, ...], port: int, scope: Scope) -> bool:
     """Whether these callers can ever fulfil the parts that are known before a call (V1, V7)."""
+    return not misses(match, gateways, port, scope)
+
+
+def misses(match: HTTPMatch, gateways: tuple[str, ...], port: int, scope: Scope) -> str:
+    """Why these callers never fulfil a match; empty when they can."""
     if match.port and match.port != port:
-        return False
+        return f"it is for port {match.port}, not {port}"
     if match.gateways:  # overrides the rule's list, and the source is then not looked at
-        return MESH_GATEWAY in match.gateways
+        if MESH_GATEWAY in match.gateways:
+            return ""
+        return f"it is for gateways {', '.join(match.gateways)}"
     if MESH_GATEWAY not in gateways:
-        return False
+        return f"its VirtualService is for gateways {', '.join(gateways)}"
     if match.source_namespace and match.source_namespace != scope.namespace:
-        return False
-    return match.source_labels.items() <= scope.labels.items()
+        return f"it is for callers in {match.source_namespace}, not in {scope.namespace}"
+    lacking = [
+        f"{key}={value}"
+        for key, value in match.source_labels.items()
+        if scope.labels.get(key) != value
+    ]
+    return f"the caller lacks the labels {', '.join(lacking)}" if lacking else ""
 
 
 def is_catch_all(match: rc.RouteMatch) -> bool:
@@ -52,7 +64,7 @@ def route_matches(match: HTTPMatch | None, scope: Scope) -> list[rc.RouteMatch]:
     if match is None:
         return [rc.RouteMatch(prefix="/")]
     if any(name.startswith(_CLAIMS) for name in match.headers):
-        return []  # claims are known to gateways only
+        return []  # what a token claims is known where it was checked: at gateways
     if scope.dialect is Dialect.GRPC and match.query_params:
         scope.note("a match on queryParams never holds for gRPC calls: the rule is left out")
         return []

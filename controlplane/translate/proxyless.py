@@ -186,10 +186,12 @@ def _rules_alone(scope: Scope, name: str) -> route_pb2.RouteConfiguration | None
     host, port = called
     if scope.find(host, port) is not None:
         return None
-    rules = scope.rules(host, port)
-    if rules is None or port not in _ports_alone(rules, host, scope, port):
-        return None
-    return rt.rule_route(name, host, port, rules, scope)
+    for rules in scope.rules(host, port):
+        if port in _ports_alone(rules, host, scope, port):
+            found = rt.rule_route(name, host, port, rules, scope)
+            if found is not None:
+                return found
+    return None
 
 
 def _ports_alone(rules: VirtualServiceConfig, host: str, scope: Scope, port: int) -> set[int]:

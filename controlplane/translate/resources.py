@@ -49,6 +49,8 @@ class Made(NamedTuple):
     hosts: frozenset[str]
     """Hosts that were looked at: it changes with them only."""
     notes: tuple[str, ...]
+    left_out: tuple[str, ...]
+    """Rules that this node never gets, and why."""
     missed: bool
     """A name was not found, so it may also change with hosts that have other names."""
 
@@ -58,7 +60,8 @@ def make(world: World, variant: Variant, type_url: str, name: str) -> Made:
     builder = _DIALECTS[variant.dialect].get(type_url)
     scope = Scope(world, variant)
     message = builder(scope, name) if builder else None
-    return Made(message, frozenset(scope.hosts), tuple(scope.notes), scope.missed)
+    notes, left_out = tuple(scope.notes), tuple(scope.left_out)
+    return Made(message, frozenset(scope.hosts), notes, left_out, scope.missed)
 
 
 def names(world: World, variant: Variant, type_url: str) -> list[str]:

@@ -14,12 +14,14 @@ from controlplane.model.hosts import bracketed, is_wildcard, single_address
 from controlplane.model.traffic import HTTPMatch, HTTPRoute, VirtualServiceConfig
 from controlplane.translate import actions, layer4
 from controlplane.translate.filters import add_route_filters
-from controlplane.translate.matches import applies, is_catch_all, route_matches
+from controlplane.translate.matches import is_catch_all, misses, route_matches
 from controlplane.translate.node import Dialect
 from controlplane.translate.retries import retry_policy
 from controlplane.translate.scope import PASSTHROUGH, ClusterName, Scope
 from controlplane.translate.wire import duration
 from controlplane.world import Service, ServicePort
+
+_NEVER = "it asks for what is known at gateways only, or what gRPC cannot say"
 
 # --- virtual hosts ---------------------------------------------------------------------------
 
@@ -39,12 +41,15 @@ def service_route(
     domains = [*service_domains(service, port.number, scope)]
     if target is not service:
         domains += service_domains(target, port.number, scope)
-    rules = scope.rules(target.hostname, port.number)
     routes: list[rc.Route] = []
-    if rules and _passes_bytes(port):
-        routes = _bytes_routes(rules, target, port, scope)
-    elif rules:
-        routes = service_routes(rules, target, port.number, scope)
+    first = ""
+    for rules in scope.rules(target.hostname, port.number):
+        if routes:  # rules are not merged
+            scope.left_out.append(f"{rules}: no, {first} comes before it for {target.hostname}")
+        elif _passes_bytes(port):
+            first, routes = str(rules), _bytes_routes(rules, target, port, scope)
+        else:
+            first, routes = str(rules), service_routes(rules, target, port.number, scope)
     if not routes:
         routes = [default_route(target, port.number, scope)]
     host = rc.VirtualHost(
@@ -139,14 +144,18 @@ def service_routes(
 ) -> list[rc.Route]:
     """The routes of a VirtualService for one listener port, first match wins (V2)."""
     routes: list[rc.Route] = []
-    for rule in rules.http:
+    for number, rule in enumerate(rules.http):
         matches: Iterable[HTTPMatch | None] = rule.match or (None,)
-        for match in matches:
-            if match is not None and not applies(match, rules.gateways, port, scope):
-                continue
-            for route_match in route_matches(match, scope):
+        for index, match in enumerate(matches):
+            place = f"{rules} http[{number}]{f'.match[{index}]' if match is not None else ''}"
+            why = misses(match, rules.gateways, port, scope) if match is not None else ""
+            found = [] if why else route_matches(match, scope)
+            if not found:
+                scope.left_out.append(f"{place}: no, {why or _NEVER}")
+            for route_match in found:
                 route = _route(rule, match, route_match, port, scope)
                 if route is None:
+                    scope.left_out.append(f"{place}: no, it leads nowhere: its delegate is missing")
                     continue
                 routes.append(route)
                 if is_catch_all(route_match):

@@ -70,7 +70,7 @@ def _is_port(text: str) -> bool:
 class Scope:
     """One look at the world. Not shared between threads, not kept."""
 
-    __slots__ = ("hosts", "imports", "labels", "missed", "notes", "variant", "world")
+    __slots__ = ("hosts", "imports", "labels", "left_out", "missed", "notes", "variant", "world")
 
     def __init__(self, world: World, variant: Variant) -> None:
         self.world = world
@@ -80,6 +80,8 @@ class Scope:
         """What the Sidecar for these callers lets them see; None: everything exported to them."""
         self.hosts: set[str] = set()
         self.notes: list[str] = []
+        self.left_out: list[str] = []
+        """Rules that these callers never get, and why: for who asks what was looked at."""
         self.missed = False
         """Some host was looked for and not found: it may come under another of its names."""
 
@@ -180,13 +182,16 @@ class Scope:
         self.hosts.add(target.hostname)
         return target
 
-    def rules(self, hostname: str, port: int) -> VirtualServiceConfig | None:
-        """The VirtualService that rules a host for calls of these callers to a port."""
+    def rules(self, hostname: str, port: int) -> tuple[VirtualServiceConfig, ...]:
+        """The VirtualServices for a host, for calls of these callers to a port, in their order.
+
+        The first that says anything of the port rules; there is no merging (H11).
+        """
         self.hosts.add(hostname)
         if self.imports is not None:
             listener = self.imports.at(port)
-            return listener.rule_for(hostname) if listener else None
-        return self.world.virtual_service_for(self.namespace, hostname)
+            return listener.rules_for(hostname) if listener else ()
+        return self.world.virtual_services_for(self.namespace, hostname)
 
     def destination_rule(self, service: Service) -> DestinationRuleConfig | None:
         self.hosts.add(service.hostname)

@@ -7,14 +7,18 @@ import json
 from typing import Any
 
 import pytest
+from envoy.config.route.v3 import route_components_pb2 as rc
 from google.protobuf import json_format
 
+from controlplane.model.decode import decode
 from controlplane.model.registry import Health
+from controlplane.model.traffic import Headers
+from controlplane.translate import actions
 from controlplane.translate import resources as xds
 from controlplane.translate.filters import grpc_code
 from controlplane.translate.node import Dialect, Node, Relevant
 from controlplane.translate.relevance import relevant
-from controlplane.translate.scope import ClusterName, split_authority
+from controlplane.translate.scope import ClusterName, Scope, split_authority
 from controlplane.world import World
 from meshsdk.xds.decode import DECODERS
 from tests.support.controlplane import make_node, make_world, service, workload
@@ -197,6 +201,46 @@ def test_source_labels() -> None:
     world = world_of({**TO_STORE, "match": [match]})
     assert relevant(world) == Relevant(frozenset({"app"}))
     assert node.variant(relevant(world)).labels == {("app", "x")}
+
+
+def left_out(*texts: str, node: Node | None = None) -> tuple[str, ...]:
+    world = make_world(BASE, *texts)
+    variant = (node or make_node()).variant(relevant(world))
+    return xds.make(world, variant, xds.RDS, ROUTE).left_out
+
+
+@pytest.mark.parametrize(
+    ("match", "why"),
+    [
+        ({"port": 81}, "it is for port 81, not 8080"),
+        ({"gateways": ["gw"]}, "it is for gateways default/gw"),
+        ({"sourceNamespace": "prod"}, "it is for callers in prod, not in default"),
+        ({"sourceLabels": {"app": "x"}}, "the caller lacks the labels app=x"),
+    ],
+)
+def test_rules_that_are_left_out_are_explained(match: dict[str, Any], why: str) -> None:
+    http = [{**TO_STORE, "match": [{"uri": {"prefix": "/a"}}, match]}, TO_STORE]
+    (line,) = left_out(rule("VirtualService", {"hosts": ["store"], "http": http}))
+    assert line.startswith("VirtualService default/store http[0].match[1]: no, ")
+    assert why in line
+
+
+def test_of_several_rules_the_first_that_speaks_of_the_port_counts() -> None:
+    def to(host: str, name: str, **more: Any) -> str:
+        http = {"route": [{"destination": {"host": host}}], **more}
+        return rule("VirtualService", {"hosts": ["store"], "http": [http]}, name)
+
+    def target(*texts: str) -> str:
+        message = as_dict(xds.route(make_world(BASE, *texts), make_node(), ROUTE))
+        found: str = message["virtualHosts"][0]["routes"][0]["route"]["cluster"]
+        return found.rpartition("|")[2].partition(".")[0]
+
+    first, second = to("store", "a"), to("bytes", "b")
+    assert target(first, second) == "store"
+    (line,) = left_out(first, second)
+    assert line.startswith("VirtualService default/b: no, VirtualService default/a comes before")
+    silent = to("store", "a", match=[{"port": 99}])
+    assert target(silent, second) == "bytes"
 
 
 def test_a_catch_all_ends_the_list() -> None:
@@ -400,6 +444,38 @@ def test_mirrors() -> None:
         "requestMirrorPolicies"
         not in one(mirror={"host": "store"}, mirrorPercentage={"value": 0})["route"]
     )
+
+
+def test_the_shadow_host_bears_no_suffix() -> None:
+    (policy,) = one(mirror={"host": "store"})["route"]["requestMirrorPolicies"]
+    assert policy["disableShadowHostSuffixAppend"]
+
+
+def test_pseudo_headers_are_no_headers() -> None:
+    """Validation refuses them; what comes around it must not make Envoy refuse the route."""
+    changes = {
+        "request": {"set": {":path": "/x", "Host": "h", "a": "1"}, "remove": [":method", "b"]},
+        "response": {"add": {":status": "200"}, "remove": ["host", "c"]},
+    }
+    variant = make_node().variant(Relevant())
+    out = rc.Route()
+    authority = actions.mutations(decode(changes, Headers), out, Scope(make_world(), variant))
+    assert authority == "h"
+    assert [item.header.key for item in out.request_headers_to_add] == ["a"]
+    assert list(out.request_headers_to_remove) == ["b"]
+    assert not out.response_headers_to_add
+    assert list(out.response_headers_to_remove) == ["c"]
+
+
+def test_the_prefix_of_statistics() -> None:
+    assert one(match=[{"statPrefix": "mine"}])["statPrefix"] == "mine"
+
+
+def test_each_destination_brings_its_hash() -> None:
+    hashing = policy(trafficPolicy={"loadBalancer": {"consistentHash": {"httpHeaderName": "x"}}})
+    both = [{"destination": {"host": "store", "subset": s}, "weight": 50} for s in ("a", "b")]
+    found = one(extra=hashing, route=both)["route"]
+    assert [item["header"]["headerName"] for item in found["hashPolicy"]] == ["x", "x"]
 
 
 def test_cors_is_optional_for_who_does_not_know_it() -> None:
