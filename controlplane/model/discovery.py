@@ -180,6 +180,8 @@ class _Discovery:
         for service in entry_services(resource, self.mesh):
             key = (service.hostname, service.namespace)
             if (other := known.get(key)) is not None:
+                if not _goes_together(other, service):
+                    continue  # the older one counts
                 known[key] = _merge_entries(other, service)
             else:
                 known[key] = service
@@ -273,10 +275,12 @@ def entry_services(resource: Resource, mesh: MeshConfig) -> Iterator[Service]:
         )
 
 
+def _goes_together(first: Service, second: Service) -> bool:
+    return first.resolution is second.resolution and first.external == second.external
+
+
 def _merge_entries(first: Service, second: Service) -> Service:
     """Two ServiceEntries of one namespace for one host: the ports of both (S11), oldest first."""
-    if first.resolution is not second.resolution or first.external != second.external:
-        return first
     known = {port.number for port in first.ports}
     extra = tuple(port for port in second.ports if port.number not in known)
     return dataclasses.replace(

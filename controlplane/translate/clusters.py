@@ -16,7 +16,7 @@ from controlplane.translate.limits import limit
 from controlplane.translate.localities import Setting, setting_of, spread
 from controlplane.translate.node import Dialect
 from controlplane.translate.scope import ClusterName, Scope
-from controlplane.translate.tls import protect
+from controlplane.translate.tls import protect, trusts_anybody
 from controlplane.translate.wire import ads, duration, pack
 from controlplane.world import Endpoint, Resolution, Service, ServicePort
 
@@ -45,7 +45,7 @@ def service_cluster(
     balancer = policy.load_balancer or LoadBalancer()
     setting = setting_of(policy, service, scope)
     out = cl.Cluster(name=str(name))
-    if not _discovery(out, service, port, endpoints, balancer, setting, scope):
+    if not _discovery(out, service, port, endpoints, policy, setting, scope):
         return None
     balance(out, balancer, scope)
     spread(out, setting, scope)
@@ -79,18 +79,19 @@ def _discovery(
     service: Service,
     port: ServicePort,
     endpoints: list[Endpoint],
-    balancer: LoadBalancer,
+    policy: TrafficPolicy,
     setting: Setting,
     scope: Scope,
 ) -> bool:
-    if service.resolution is Resolution.NONE or balancer.simple == "PASSTHROUGH":
+    passed = policy.load_balancer is not None and policy.load_balancer.simple == "PASSTHROUGH"
+    if service.resolution is Resolution.NONE or passed:
         if scope.dialect is Dialect.GRPC:
             scope.note(f"{service.hostname} is passed through: gRPC's own client cannot")
             return False
         out.type = cl.Cluster.ORIGINAL_DST
         return True
     if service.resolution is Resolution.DYNAMIC_DNS:
-        return _dynamic(out, service, scope)
+        return _dynamic(out, service, policy, scope)
     if service.resolution is Resolution.ALIAS:  # of a name outside the registry
         endpoints = [Endpoint(service.external_name, port.number)]
     elif service.resolution not in _DNS:
@@ -121,7 +122,7 @@ def _dns(
     return True
 
 
-def _dynamic(out: cl.Cluster, service: Service, scope: Scope) -> bool:
+def _dynamic(out: cl.Cluster, service: Service, policy: TrafficPolicy, scope: Scope) -> bool:
     """Each host that a call names is looked up: for hosts below a wildcard."""
     if scope.dialect is Dialect.GRPC:
         scope.note(f"{service.hostname}: gRPC's own client cannot look up the host of a call")
@@ -131,6 +132,7 @@ def _dynamic(out: cl.Cluster, service: Service, scope: Scope) -> bool:
     cache.name = "dynamic-dns"
     cache.dns_lookup_family = cl.Cluster.V4_PREFERRED
     cache.dns_refresh_rate.CopyFrom(duration(scope.world.mesh.dns_refresh_rate))
+    config.allow_insecure_cluster_options = trusts_anybody(policy.tls)
     out.cluster_type.name = _DYNAMIC
     out.cluster_type.typed_config.CopyFrom(pack(config))
     return True

@@ -21,7 +21,7 @@ from controlplane.model.policy import (
 )
 from controlplane.translate.node import Dialect
 from controlplane.translate.scope import Scope
-from controlplane.translate.tls import asks_for_own_sni
+from controlplane.translate.tls import asks_for_own_sni, trusts_anybody
 from controlplane.translate.wire import duration, pack
 from controlplane.world import ServicePort
 
@@ -101,11 +101,11 @@ def _http_options(
     _common(options, tcp, http)
     if out.HasField("cluster_type"):  # any host: Envoy wants each checked by its own name
         options.upstream_http_protocol_options.auto_sni = True
-        options.upstream_http_protocol_options.auto_san_validation = True
+        options.upstream_http_protocol_options.auto_san_validation = not trusts_anybody(policy.tls)
     elif policy.tls is not None and asks_for_own_sni(policy.tls):
         options.upstream_http_protocol_options.auto_sni = True
         options.upstream_http_protocol_options.auto_san_validation = (
-            not policy.tls.subject_alt_names and not policy.tls.insecure_skip_verify
+            not policy.tls.subject_alt_names and not trusts_anybody(policy.tls)
         )
     codes = policy.outlier_detection and policy.outlier_detection.outlier_detection_http_error_codes
     if codes:

@@ -27,6 +27,11 @@ def asks_for_own_sni(tls: ClientTls) -> bool:
     return tls.mode in _OWN and not tls.sni
 
 
+def trusts_anybody(tls: ClientTls | None) -> bool:
+    """Whether the certificate of an endpoint is not looked at: only when somebody asks for that."""
+    return tls is not None and tls.mode in _OWN and bool(tls.insecure_skip_verify)
+
+
 def protect(out: cl.Cluster, tls: ClientTls | None, port: ServicePort, scope: Scope) -> None:
     """Writes the transport socket of a cluster."""
     if tls is None or tls.mode not in _OWN:
@@ -64,7 +69,7 @@ def _validation(common: tls_pb2.CommonTlsContext, tls: ClientTls) -> None:
     since VERIFY_CERTIFICATE_AT_CLIENT is on).
     """
     context = common_pb2.CertificateValidationContext()
-    if tls.insecure_skip_verify:
+    if trusts_anybody(tls):
         return
     if tls.credential_name:
         combined = common.combined_validation_context

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from controlplane.model.parse import parse_text
+from controlplane.translate import resources as xds
 from controlplane.world import World
+from meshsdk.xds.decode import DECODERS
+from tests.support.controlplane import make_node
 from tests.support.programs import require_data
 from tests.support.validation import envoy_accepts, envoy_bootstrap
 
@@ -61,12 +64,12 @@ POLICIES: list[dict[str, Any]] = [
 ]  # fmt: skip
 
 
-def test_envoy_accepts_every_block_of_a_destination_rule(tmp_path: pathlib.Path) -> None:
+def test_envoy_and_the_sdk_accept_every_block_of_a_destination_rule(tmp_path: pathlib.Path) -> None:
     """Also on clusters of every type."""
     kinds = ("STATIC", "DNS", "DNS_ROUND_ROBIN", "DYNAMIC_DNS", "NONE")
     documents = []
     for index, policy in enumerate(POLICIES):
-        for kind in kinds if index < 4 else kinds[:2]:
+        for kind in kinds:
             host = f"{kind.lower().replace('_', '-')}-{index}.example.com"
             host = f"*.{host}" if kind == "DYNAMIC_DNS" else host
             ports = [{"number": 80, "name": "http", "protocol": "HTTP"}]
@@ -82,6 +85,10 @@ def test_envoy_accepts_every_block_of_a_destination_rule(tmp_path: pathlib.Path)
     parsed = parse_text("\n---\n".join(map(json.dumps, documents)))
     assert parsed.errors == ()
     world = World.build(parsed.resources, analyze=False)
+    for type_url, messages in xds.everything(world, make_node()).items():
+        decoder = DECODERS[type_url]
+        for message in messages:
+            decoder.decode(decoder.parse(message.SerializeToString()), [])
     bootstrap = envoy_bootstrap(world, sdk=True)
     assert len(bootstrap["static_resources"]["clusters"]) > 20
     envoy_accepts(bootstrap, tmp_path)

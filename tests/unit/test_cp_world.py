@@ -256,6 +256,36 @@ def test_same_host_in_several_places() -> None:
     assert len(world.services_with_host(host)) == 3
 
 
+def test_entries_that_do_not_go_together_are_not_mixed() -> None:
+    inline = "hosts: [x.com], ports: [{{name: http, number: 80}}], resolution: {}, endpoints: [{}]"
+    world = build(
+        entry("a", inline.format("STATIC", "{address: 10.0.0.1}")),
+        entry("b", inline.format("DNS", "{address: b.example.com}")),
+    )
+    (found,) = world.services_with_host("x.com")
+    assert [end.address for end in world.endpoints(found, found.ports[0])] == ["10.0.0.1"]
+
+
+def test_addresses_in_networks_of_entries() -> None:
+    """The narrowest network counts; of services that share an address one with the port."""
+    text = "hosts: [{}], ports: [{{name: tcp, number: {}, protocol: TCP}}], addresses: [{}]"
+    world = build(
+        entry("wide", text.format("wide.com", 80, "10.0.0.0/8")),
+        entry("narrow", text.format("narrow.com", 80, "10.1.0.0/16")),
+        entry("one", text.format("one.com", 80, "10.1.2.3")),
+        entry("two", text.format("two.com", 90, "10.1.2.3")),
+    )
+
+    def host(address: str, port: int) -> str:
+        found = world.find_service(address, "default", port)
+        return found.hostname if found else ""
+
+    assert host("10.9.9.9", 80) == "wide.com"
+    assert host("10.1.9.9", 80) == "narrow.com"
+    assert (host("10.1.2.3", 80), host("10.1.2.3", 90)) == ("one.com", "two.com")
+    assert host("11.0.0.1", 80) == ""
+
+
 def test_oldest_visible_service_entry_counts() -> None:
     young = "creationTimestamp: '2026-02-01T00:00:00Z'"
     old = "creationTimestamp: '2026-01-01T00:00:00Z'"
