@@ -11,8 +11,9 @@
         ├── UnusableRoute         NR  500  the matching route needs what this SDK cannot do
         ├── ClusterNotFound       NC  503  the route names a cluster that does not exist
         ├── NoHealthyUpstream     UH  503  the cluster has no endpoint to send to
-        ├── DropOverload          DO  503  the control plane says to drop some calls
         │   └── DnsFailure        DF  503  the host that the call names has no address
+        ├── DropOverload          DO  503  the control plane says to drop some calls
+        │   └── UnconditionalDropOverload  UDO  503  it says to drop all of them
         ├── ConnectFailure        UF  503  the endpoint could not be reached; nothing was sent
         ├── RouteTimeout          UT  504  the route's timeout passed
         ├── FaultAbort            FI  any  an injected abort
@@ -152,6 +153,13 @@ class DnsFailure(NoHealthyUpstream):
 
     flag = "DF"
     body = "DNS resolution failure"
+
+
+class UnconditionalDropOverload(DropOverload):
+    """The endpoint assignment says to drop every call (Envoy: 503, flag UDO)."""
+
+    flag = "UDO"
+    body = "unconditional drop overload"
 
 
 class ConnectFailure(CallError):

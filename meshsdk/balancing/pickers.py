@@ -101,7 +101,7 @@ class Schedule(Generic[T]):
         self._lock = threading.Lock()
         weights = [weight(entry) for entry in entries]
         # Processes that start together must not all begin at the same entry: the schedule begins
-        # somewhere in the turn of the lightest one.
+        # somewhere in the turn of the lightest one, and then among those whose turn it is.
         now = start / min(weights)
         self._heap = [
             ((int(now * each) + 1) / each, index, entry)
@@ -109,13 +109,18 @@ class Schedule(Generic[T]):
         ]
         self._order = itertools.count(len(weights))
         heapq.heapify(self._heap)
+        for _ in range(int(start * 997 % 1 * len(weights))):
+            self._turn()
 
     def next(self) -> T:
         with self._lock:
-            now, _, entry = self._heap[0]
-            turn = now + 1 / self._weight(entry), next(self._order), entry
-            heapq.heapreplace(self._heap, turn)
-            return entry
+            return self._turn()
+
+    def _turn(self) -> T:
+        now, _, entry = self._heap[0]
+        turn = now + 1 / self._weight(entry), next(self._order), entry
+        heapq.heapreplace(self._heap, turn)
+        return entry
 
 
 def scheduled(states: States, weight: Callable[[EndpointState], float], start: float) -> Picker:

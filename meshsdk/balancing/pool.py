@@ -25,8 +25,10 @@ from meshsdk.balancing.layers import (
 )
 from meshsdk.balancing.pickers import Clock, Picker, Random, States
 from meshsdk.balancing.subsets import SubsetViews
-from meshsdk.errors import DropOverload
+from meshsdk.errors import DropOverload, UnconditionalDropOverload
 from meshsdk.model import Assignment, Balancing, Cluster, ClusterKind, Drop, Locality
+
+_MILLION = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,10 +115,12 @@ class ClusterView:
     def dropped(self, random: Random) -> DropOverload | None:
         """The answer to a call that is to be dropped (`drop_overloads` of EDS), else None."""
         for drop in self.drops:
-            if random() * 1_000_000 < drop.per_million:
+            if random() * _MILLION < drop.per_million:
                 name = self.cluster.name
                 text = f"cluster {name} drops {drop.per_million} of a million calls"
-                return DropOverload(f"{text}: {drop.category}", cluster=name)
+                every = drop.per_million == _MILLION
+                error = UnconditionalDropOverload if every else DropOverload
+                return error(f"{text}: {drop.category}", cluster=name)
         return None
 
 
@@ -258,7 +262,7 @@ class ClusterPool:
             ]
         )
         layers = tuple(layer for member in members for layer in member._layers)
-        return ClusterView(cluster, choice.states, choice.pick, (), layers)
+        return ClusterView(cluster, choice.states, choice.pick, (), layers, None, choice.sequence)
 
 
 def _of_member(member: ClusterView, index: int, usable: Callable[[EndpointState], bool]) -> Choice:

@@ -69,6 +69,7 @@ def wrr(*items: Json) -> Json:
 
 UNKNOWN = as_struct("myorg.Unknown")
 ROUND_ROBIN = typed("round_robin.v3.RoundRobin")
+BY_NAME = {"consistent_hashing_lb_config": {"use_hostname_for_hashing": True}}
 WEIGHTED = {"locality_weighted_lb_config": {}}
 
 
@@ -115,19 +116,13 @@ WEIGHTED = {"locality_weighted_lb_config": {}}
                     "maximum_ring_size": 20,
                     "hash_function": "MURMUR_HASH_2",
                 },
-                "common_lb_config": {
-                    "consistent_hashing_lb_config": {
-                        "use_hostname_for_hashing": True,
-                        "hash_balance_factor": 150,
-                    }
-                },
+                "common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 150}},
             },
             Balancing.RING_HASH,
             LbConfig(
                 minimum_ring_size=10,
                 maximum_ring_size=20,
                 hash_function=HashFunction.MURMUR_HASH_2,
-                use_hostname_for_hashing=True,
                 hash_balance_factor=150,
             ),
         ),
@@ -297,6 +292,12 @@ def test_by_list(items: list[Json], balancing: Balancing, lb: LbConfig) -> None:
     assert notes == []
 
 
+def test_endpoints_of_a_dns_cluster_may_hash_by_name() -> None:
+    load = {"cluster_name": "c", "endpoints": []}
+    dns = {"type": "STRICT_DNS", "load_assignment": load, "lb_policy": "MAGLEV"}
+    assert decode({**dns, "common_lb_config": BY_NAME}).lb.use_hostname_for_hashing
+
+
 def test_the_panic_threshold_stands_beside_the_list() -> None:
     threshold = {"common_lb_config": {"healthy_panic_threshold": {"value": 0}}}
     assert decode({**policies(ROUND_ROBIN), **threshold}).lb.panic_threshold == 0
@@ -421,6 +422,10 @@ LIST = "load_balancing_policy.policies"
                 "common_lb_config": {"consistent_hashing_lb_config": {"hash_balance_factor": 99}},
             },
             "common_lb_config.consistent_hashing_lb_config.hash_balance_factor: is 99",
+        ),
+        (
+            {"common_lb_config": BY_NAME},
+            "use_hostname_for_hashing: goes with a cluster of type STRICT_DNS only",
         ),
         ({**policies(ROUND_ROBIN), "lb_subset_config": {}}, "lb_subset_config: does not go with"),
         (

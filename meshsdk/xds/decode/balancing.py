@@ -66,6 +66,7 @@ def load_balancing(message: Any, notes: Notes) -> tuple[Balancing, LbConfig]:
         policy = message.load_balancing_policy
         balancing, fields = sub("load_balancing_policy", _first_known, policy, notes)
     else:
+        _check_names(message)
         balancing, fields = _by_enum(message, notes)
         fields.update(sub("common_lb_config", _locality, common, notes))
         if message.HasField("lb_subset_config"):
@@ -88,6 +89,19 @@ def _check_alone(message: Any) -> None:
     if message.common_lb_config.HasField("consistent_hashing_lb_config"):
         problem = "does not go with load_balancing_policy: set it in the policy"
         raise Bad("common_lb_config.consistent_hashing_lb_config", problem)
+
+
+_STRICT_DNS: Final = 1
+
+
+def _check_names(message: Any) -> None:
+    """Only endpoints that were looked up have names that tell them apart, as Envoy sees it."""
+    hashing = message.common_lb_config.consistent_hashing_lb_config
+    if hashing.use_hostname_for_hashing and message.type != _STRICT_DNS:
+        raise Bad(
+            "common_lb_config.consistent_hashing_lb_config.use_hostname_for_hashing",
+            "goes with a cluster of type STRICT_DNS only",
+        )
 
 
 # --- by the enum -----------------------------------------------------------------------------
