@@ -7,12 +7,15 @@ on their own, and an abort ends the call before any endpoint is chosen.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from meshsdk.errors import FaultAbort as FaultAborted
 from meshsdk.matching import Fraction, HeaderSource
 from meshsdk.model import Fault
 
 Random = Callable[[], float]
+
+_UNKNOWN: Final = 2
 
 
 def applies(fault: Fault, request: HeaderSource, cluster: str) -> bool:
@@ -62,7 +65,8 @@ def abort_of(
     if http is not None:
         error = FaultAborted("fault filter abort", http_status=http, route=route)
     else:
-        assert grpc is not None
+        # An OK without a message is no answer to a call: grpc-go makes it UNKNOWN.
+        grpc = grpc or _UNKNOWN
         # An HTTP caller sees 200 here: Envoy answers a gRPC abort as gRPC does, whoever asked.
         error = FaultAborted("fault filter abort", http_status=200, grpc_code=grpc, route=route)
     if abort.body:

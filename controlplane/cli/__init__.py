@@ -13,6 +13,7 @@ from typing import NoReturn
 import typer
 from typer.exceptions import TyperException
 
+from controlplane.cli.check import register as register_check
 from controlplane.cli.live import register as register_live
 from controlplane.cli.look import register as register_look
 from controlplane.cli.output import Failure, complain
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for register in (register_serve, register_validate, register_look, register_live):
+for register in (register_serve, register_validate, register_look, register_live, register_check):
     register(app)
 
 

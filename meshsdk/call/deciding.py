@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import json
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
 
 from meshsdk import faults, routing
 from meshsdk.balancing import ClusterView, toward
+from meshsdk.call.answers import (
+    answer,
+    exchange_of,
+    must_use_tls,
+    mutated,
+    mutations,
+    no_route,
+    to_tls,
+)
 from meshsdk.call.decisions import (
     NO_EXCHANGE,
     PASSTHROUGH,
@@ -19,30 +26,21 @@ from meshsdk.call.decisions import (
     Mirror,
     Passthrough,
     Reply,
-    described,
 )
 from meshsdk.errors import (
     ClusterNotFound,
     ListenerNotFound,
     NoRoute,
-    UnusableRoute,
     grpc_code_of_http,
 )
-from meshsdk.formats import Context, Exchange, Format
 from meshsdk.matching.requests import integer
 from meshsdk.model import (
     CorsPolicy,
-    DirectResponseAction,
     Fault,
     ForwardAction,
-    HeaderMutations,
-    JsonBody,
     ListenerView,
-    NonForwardingAction,
-    RedirectAction,
     RequireTls,
     Route,
-    UnsupportedAction,
     VirtualHost,
     WeightedCluster,
 )
@@ -64,32 +62,12 @@ def decide(view: ListenerView, request: Request, random: Random) -> Decision:
     if host is None:
         return Reply.of(NoRoute(f"no virtual host for {request.authority} in {view.name}"))
     if host.require_tls is not RequireTls.NONE and must_use_tls(host, request):
-        return _to_tls(request)
+        return to_tls(request)
     number = Draw(random)
     route = routing.select(config, host, request, number)
     if route is None:
         return no_route(host, request)
     return follow(view, host, route, request, random, number)
-
-
-def no_route(host: VirtualHost, request: Request) -> Reply:
-    return Reply.of(NoRoute(f"no route for {request.method} {request.target} in {host.name}"))
-
-
-def must_use_tls(host: VirtualHost, request: Request) -> bool:
-    """Whether the virtual host sends this request away to https.
-
-    A call of this process is internal, unless its headers say that it came from outside.
-    """
-    if request.scheme == "https" or host.require_tls is RequireTls.NONE:
-        return False
-    internal = request.values("x-envoy-internal")
-    return host.require_tls is RequireTls.ALL or internal[:1] not in ([], ["true"])
-
-
-def _to_tls(request: Request) -> Reply:
-    headers = (("location", routing.tls_location(request)),)
-    return Reply(301, headers, grpc_code=grpc_code_of_http(301))
 
 
 def follow(
@@ -120,8 +98,8 @@ def follow(
         if aborted is not None:
             # Envoy leaves the aborts of routes alone that would not have sent anything on.
             levels = mutations(view, host, route, chosen) if chosen else []
-            exchange = _exchange(view, host, route, chosen.cluster if chosen else "", request)
-            return _mutated(Reply.of(aborted, delay), levels, request, exchange)
+            exchange = exchange_of(view, host, route, chosen.cluster if chosen else "", request)
+            return mutated(Reply.of(aborted, delay), levels, request, exchange)
     if chosen is None:
         return answer(view, host, route, request, delay)
     if cors is not None and cors.preflight:
@@ -180,93 +158,6 @@ def named(chosen: WeightedCluster, request: Request) -> WeightedCluster:
     return replace(chosen, cluster=next(iter(request.values(chosen.header)), ""))
 
 
-# --- answers ---------------------------------------------------------------------------------
-
-
-def answer(
-    view: ListenerView, host: VirtualHost, route: Route, request: Request, delay: float
-) -> Reply:
-    """The answer of a route that sends nothing on; response mutations apply to it too."""
-    action = route.action
-    if isinstance(action, UnsupportedAction):
-        return Reply.of(UnusableRoute(action.problem, route=route.name), delay)
-    if isinstance(action, NonForwardingAction):
-        problem = "non_forwarding_action: the route is for received calls"
-        return Reply.of(UnusableRoute(problem, route=route.name), delay)
-    exchange = _exchange(view, host, route, "", request)
-    headers: tuple[tuple[str, str], ...] = ()
-    body = b""
-    seen = request
-    if isinstance(action, RedirectAction):
-        path = routing.redirected_target(action, route.match.path, request.target)
-        location = routing.redirect_location(
-            action, request, route.match.path, Context(request, exchange)
-        )
-        headers = (("location", location),)
-        seen = request.having(request.headers, path=path)
-    else:
-        assert isinstance(action, DirectResponseAction)
-        body, headers = _direct(action, request, exchange)
-    found = Reply(
-        action.status,
-        headers,
-        body,
-        grpc_code=grpc_code_of_http(action.status),
-        grpc_message=body.decode("utf-8", "replace"),
-        delay=delay,
-        route=route.name,
-    )
-    return _mutated(found, mutations(view, host, route, None), seen, exchange)
-
-
-def _direct(
-    action: DirectResponseAction, request: Request, exchange: Exchange
-) -> tuple[bytes, tuple[tuple[str, str], ...]]:
-    """(body, headers) of a direct response."""
-    body = action.body
-    kind = "text/plain"
-    if action.format is not None:
-        text = body.decode("utf-8", "replace")
-        context = Context(request, exchange, response=(), status=action.status, body=text)
-        body = _formatted(action.format, context)
-        kind = action.content_type or kind
-    headers = [("content-type", kind)] if body else []
-    if action.status == 201 or 300 <= action.status < 400:
-        headers.append(("location", routing.own_uri(request)))
-    return body, tuple(headers)
-
-
-def _formatted(form: Format | JsonBody, context: Context) -> bytes:
-    if isinstance(form, Format):
-        return form.fill(context).encode()
-
-    def filled(value: Any) -> Any:
-        if isinstance(value, Format):
-            return value.fill(context)
-        if isinstance(value, dict):
-            return {key: filled(part) for key, part in value.items()}
-        return [filled(part) for part in value] if isinstance(value, list) else value
-
-    return json.dumps(filled(form.document), separators=(",", ":")).encode() + b"\n"
-
-
-def _mutated(
-    found: Reply, levels: list[HeaderMutations], request: Request, exchange: Exchange
-) -> Reply:
-    changes = routing.response_levels(levels)
-    if not changes:
-        return found
-    headers = routing.mutate(
-        found.headers,
-        changes,
-        request,
-        of_request=False,
-        exchange=exchange,
-        status=0,  # as in Envoy: the status is set behind the mutations
-    )
-    return replace(found, headers=tuple(headers))
-
-
 # --- sending on ------------------------------------------------------------------------------
 
 
@@ -298,7 +189,7 @@ def forward(
     response_levels = routing.response_levels(levels)
     exchange = NO_EXCHANGE
     if request_levels or response_levels or action.host_format or action.path_format:
-        exchange = _exchange(view, host, route, chosen.cluster, request)
+        exchange = exchange_of(view, host, route, chosen.cluster, request)
     authority = chosen.host_rewrite or request.authority
     sent = request
     if looks_at_sent(action):
@@ -323,7 +214,7 @@ def forward(
         cluster=cluster,
         path=path,
         authority=authority,
-        timeout=action.timeout,
+        timeout=_timeout(view, action),
         max_grpc_timeout=action.max_grpc_timeout,
         delay=delay,
         path_rewritten=path != request.target,
@@ -350,6 +241,14 @@ def _aimed(cluster: ClusterView, action: ForwardAction, request: Request) -> Clu
         given = request.values(header)
         return toward(cluster, given[0]) if given else cluster
     return cluster.subset(action.subset) if action.subset else cluster
+
+
+def _timeout(view: ListenerView, action: ForwardAction) -> float | None:
+    """The route's limit; where it says nothing of the longest stream, that of the listener."""
+    longest = view.max_stream_duration
+    if longest is None or action.max_stream_duration is not None:
+        return action.timeout
+    return longest if action.timeout is None else min(action.timeout, longest)
 
 
 def looks_at_sent(action: ForwardAction) -> bool:
@@ -397,36 +296,3 @@ def _mirrors(
             )
         )
     return tuple(found)
-
-
-def mutations(
-    view: ListenerView, host: VirtualHost, route: Route, chosen: WeightedCluster | None
-) -> list[HeaderMutations]:
-    """In the order of application: the last one wins.
-
-    Source: Envoy `RouteConfiguration.most_specific_header_mutations_wins`.
-    """
-    config = view.route_config
-    assert config is not None
-    levels = [route.mutations, host.mutations, config.mutations]
-    if config.most_specific_mutations_win:
-        levels.reverse()
-    if chosen is not None:
-        levels.insert(0, chosen.mutations)
-    return [level for level in levels if level]
-
-
-def _exchange(
-    view: ListenerView, host: VirtualHost, route: Route, cluster: str, request: Request
-) -> Exchange:
-    name = ""
-    if host.virtual_clusters:
-        name = next(
-            (
-                one.name
-                for one in host.virtual_clusters
-                if all(header.matches(request) for header in one.headers)
-            ),
-            "other",
-        )
-    return described(route, cluster, view, host, name)

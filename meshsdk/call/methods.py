@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from meshsdk import routing
-from meshsdk.call import deciding
+from meshsdk.call import answers, deciding
 from meshsdk.call.decisions import Decision, Forward
 from meshsdk.model import (
     ForwardAction,
@@ -66,7 +66,7 @@ def compile_method(view: ListenerView, authority: str, path: str) -> MethodTable
     host = config.virtual_host(authority)
     if host is None:
         return _constant(view, request, deciding.decide(view, request, _unused))
-    if host.tree is not None or deciding.must_use_tls(host, request):
+    if host.tree is not None or answers.must_use_tls(host, request):
         return _open(view, request)
     compared = routing.comparable_path(config, request)
     routes = _candidates(host, request, compared)
@@ -81,7 +81,7 @@ def compile_method(view: ListenerView, authority: str, path: str) -> MethodTable
         for route in routes:
             if routing.conditions_hold(route, request, number):
                 return deciding.follow(view, host, route, request, random, number)
-        return deciding.no_route(host, request)
+        return answers.no_route(host, request)
 
     return MethodTable(view, request, None, choose, needs_request=True)
 
@@ -117,7 +117,7 @@ def _settles(view: ListenerView, host: VirtualHost, route: Route) -> bool:
 
 
 def _answers_alike(view: ListenerView, host: VirtualHost, route: Route) -> bool:
-    levels = routing.response_levels(deciding.mutations(view, host, route, None))
+    levels = routing.response_levels(answers.mutations(view, host, route, None))
     action = route.action
     formatted = getattr(action, "format", None) or getattr(action, "path_format", None)
     return routing.is_constant(levels) and formatted is None
@@ -142,7 +142,7 @@ def _settled(view: ListenerView, host: VirtualHost, route: Route, request: Reque
     """One route for all calls: at most the weighted cluster is left to be drawn."""
     action = route.action
     if not isinstance(action, ForwardAction):
-        return _constant(view, request, deciding.answer(view, host, route, request, 0.0))
+        return _constant(view, request, answers.answer(view, host, route, request, 0.0))
     number = Draw(_unused)
     decisions = [
         deciding.forward(view, host, route, entry, request, 0.0, _unused, number)

@@ -73,16 +73,16 @@ class RouteIndex:
 
     def __init__(self, routes: Sequence[Any]) -> None:
         self.routes = tuple(routes)
+        if len(routes) <= _FEW:
+            return
+        keys = [_keys(route) for route in routes]
+        shared: dict[tuple[Any, ...], int] = defaultdict(int)
+        for choices in keys:
+            for key in choices:
+                shared[key] += 1
         filed: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        if len(routes) > _FEW:
-            keys = [_keys(route) for route in routes]
-            shared: dict[tuple[Any, ...], int] = defaultdict(int)
-            for choices in keys:
-                for key in choices:
-                    shared[key] += 1
-            for position, choices in enumerate(keys):
-                key = min(choices, key=shared.__getitem__, default=("rest",))
-                filed[key].append(position)
+        for position, choices in enumerate(keys):
+            filed[min(choices, key=shared.__getitem__, default=("rest",))].append(position)
         buckets = {key: self._reachable(key, found) for key, found in filed.items()}
         self._exact = _under(buckets, "exact")
         self._exact_folded = _under(buckets, "exact folded")

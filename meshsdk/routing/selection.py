@@ -61,7 +61,9 @@ def path_matches(route: Route, request: Request, path: str) -> bool:
     match = route.match.path
     if match.kind is PathKind.CONNECT:
         return request.method == "CONNECT"
-    return bool(request.target) and match.matches(path)
+    if not request.target and request.method == "CONNECT":
+        return False
+    return match.matches(path)
 
 
 def conditions_hold(route: Route, request: Request, number: Number) -> bool:

@@ -15,6 +15,13 @@ from meshsdk.xds.schema import POOL, message_class
 
 _DURATION: Final = "google.protobuf.Duration"
 _ANY: Final = "google.protobuf.Any"
+_EMPTY: Final = {
+    "google.protobuf.BoolValue": False,
+    "google.protobuf.Duration": "0s",
+    "google.protobuf.StringValue": "",
+    "google.protobuf.UInt32Value": 0,
+}
+"""What stands inside an `Any` of a type of its own JSON form that says nothing; else `{}`."""
 _BOOLS: Final = {"true": True, "false": False}
 _WELL_KNOWN: Final = "google.protobuf."
 
@@ -24,8 +31,7 @@ def message_of(document: Any, full_name: str) -> Any:
 
     Args:
         document: mappings, lists and scalars, as a YAML or JSON reader gives them.
-        full_name: of the message type; its module has been imported, and those of all messages that
-            stand inside an `Any`.
+        full_name: of the message type.
 
     Raises:
         ValueError: an unknown field, or a value of the wrong type; names the place.
@@ -36,7 +42,9 @@ def message_of(document: Any, full_name: str) -> Any:
             _message(document, kind.DESCRIPTOR), kind(), descriptor_pool=POOL
         )
     except (json_format.ParseError, TypeError, KeyError) as error:
-        raise ValueError(f"{full_name.rpartition('.')[2]}: {error}") from None
+        # What follows the first line lists every field that there is.
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{full_name.rpartition('.')[2]}: {reason}") from None
 
 
 def _message(value: Any, descriptor: Descriptor) -> Any:
@@ -63,7 +71,7 @@ def _any(value: Any) -> Any:
     except KeyError:
         return value
     if name.startswith(_WELL_KNOWN):
-        return value
+        return value if "value" in value else {**value, "value": _EMPTY.get(name, {})}
     inner = _message({key: part for key, part in value.items() if key != "@type"}, descriptor)
     return {"@type": value["@type"], **inner}
 

@@ -7,6 +7,7 @@ pool of their own; they read like those of `envoy.*_pb2`.
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from functools import cache
 from typing import Any, Final
 
@@ -84,7 +85,25 @@ class _Files:
     def FindFileContainingSymbol(self, symbol: str) -> Any:  # noqa: N802
         if symbol == "envoy.config.route.v3.CookieMatcher":
             return self.FindFileByName(_ROUTES)
-        return _amended(descriptor_pool.Default().FindFileContainingSymbol(symbol))
+        try:
+            found = descriptor_pool.Default().FindFileContainingSymbol(symbol)
+        except KeyError:
+            _import_package(symbol.rpartition(".")[0])
+            found = descriptor_pool.Default().FindFileContainingSymbol(symbol)
+        return _amended(found)
+
+
+def _import_package(name: str) -> None:
+    """Import the modules of a package of Envoy's API; what is none is left alone."""
+    if not name.startswith(("envoy.", "xds.", "udpa.")):
+        return
+    try:
+        package = importlib.import_module(name)
+    except ImportError:
+        return
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name.endswith("_pb2"):
+            importlib.import_module(f"{name}.{module.name}")
 
 
 def _amended(file: Any) -> Any:
@@ -102,11 +121,14 @@ POOL: Final = descriptor_pool.DescriptorPool(_Files())
 
 @cache
 def message_class(full_name: str) -> Any:
-    """The class of a message, for example `envoy.config.route.v3.RouteConfiguration`."""
+    """The class of a message, for example `envoy.config.route.v3.RouteConfiguration`.
+
+    Raises:
+        KeyError: there is no such message.
+    """
     return message_factory.GetMessageClass(POOL.FindMessageTypeByName(full_name))
 
 
 def amended(original: Any) -> Any:
     """The class of the same message in the pool with the newer fields."""
-    importlib.import_module(original.__module__)
     return message_class(original.DESCRIPTOR.full_name)

@@ -1,8 +1,8 @@
 """Which resources are accepted and which are rejected: the verdicts of grpc-go.
 
-The cases come from grpc-go's own tests, as the exact bytes. Where this SDK decides otherwise on
-purpose, the case is in `DIFFERENT` with the reason, and the test holds the SDK to the other
-verdict, so that no difference comes or goes unseen.
+The cases come from grpc-go's own tests, as the exact bytes; each is a test. Where this SDK decides
+otherwise on purpose, the case is in `DIFFERENT` with the reason, and the test holds the SDK to the
+other verdict, so that no difference comes or goes unseen.
 """
 
 from __future__ import annotations
@@ -12,23 +12,30 @@ import json
 from typing import Any
 
 import pytest
-import yaml
 from envoy.config.core.v3 import base_pb2
-from envoy.config.route.v3 import route_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf import json_format
 
 from meshsdk.errors import InvalidResource
-from meshsdk.model import Assignment, Cluster, ForwardAction, Listener, RouteConfiguration
+from meshsdk.model import (
+    Assignment,
+    Cluster,
+    ForwardAction,
+    HashKind,
+    Listener,
+    RouteConfiguration,
+)
 from meshsdk.xds.decode import DECODERS
+from meshsdk.xds.decode.common import filter_metadata
 from meshsdk.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, ResourceState, Status
 from meshsdk.xds.stream import AdsMachine, Received
+from tests.support.cases import Case, each_case
 from tests.support.programs import require_data
 
 _WRAPPER = "type.googleapis.com/envoy.service.discovery.v3.Resource"
 
-_TEST_DOUBLE = "a filter that only grpc-go's tests know"
-_TLS = "certificate providers are not in this SDK yet: rejected, nothing goes out unprotected"
+_TEST_DOUBLE = "a test double of the origin: a filter that only grpc-go's tests know"
+_TLS = "certificate providers"
 DIFFERENT: dict[str, tuple[str, str]] = {
     "UnmarshalListener_ClientSide/v3_with_custom_filter": ("nack", _TEST_DOUBLE),
     "UnmarshalListener_ClientSide/v3_with_custom_filter_in_old_typed_struct": (
@@ -82,13 +89,11 @@ DIFFERENT: dict[str, tuple[str, str]] = {
     },
 }
 
-# Set aside as a whole: lds_server.json and tls_context_errors.json (the listeners of servers and
-# TLS are not decoded yet), rds_hash_policies.json, auto_host_rewrite.json (accepted with a warning,
-# as by an untrusted server).
+TOPIC = "envoy/grpc_go_resource_validation"
 
 
 def cases(name: str) -> list[Any]:
-    path = require_data("envoy/grpc_go_resource_validation") / f"{name}.json"
+    path = require_data(TOPIC) / f"{name}.json"
     found = json.loads(path.read_text())
     assert isinstance(found, list)
     return found
@@ -97,6 +102,17 @@ def cases(name: str) -> list[Any]:
 def expected(case: Any) -> str:
     verdict, _reason = DIFFERENT.get(case["id"], (case["expect"], ""))
     return verdict
+
+
+def doubled(case: Case) -> str | None:
+    """Aside: resources whose verdict is that of something only the origin's tests have."""
+    reason = DIFFERENT.get(case["id"], ("", ""))[1]
+    return reason if reason == _TEST_DOUBLE else None
+
+
+def waiting(case: Case) -> str | None:
+    reason = DIFFERENT.get(case["id"], ("", ""))[1]
+    return reason if reason == _TLS else None
 
 
 def named(url: str, type_url: str, raw: bytes, case: str) -> tuple[bytes, str]:
@@ -129,44 +145,102 @@ def receive(url: str, type_url: str, raw: bytes, name: str) -> tuple[Received, R
     return result, state
 
 
-@pytest.mark.parametrize(
-    ("file", "url", "kind"),
-    [
-        ("lds_client", LISTENER, Listener),
-        ("rds", ROUTE, RouteConfiguration),
-        ("cds", CLUSTER, Cluster),
-        ("eds", ENDPOINT, Assignment),
-    ],
-)
-def test_verdicts_on_resources(file: str, url: str, kind: type) -> None:
-    wrong = []
-    for case in cases(file):
-        item = case["resource"]
-        raw, name = named(url, item["type_url"], base64.b64decode(item["value_b64"]), case["id"])
-        result, state = receive(url, item["type_url"], raw, name)
-        verdict = "nack" if result.rejected else "accept"
-        if verdict != expected(case):
-            wrong.append((case["id"], verdict, [str(error) for error in result.rejected]))
-        assert isinstance(state.value, kind) == (verdict == "accept")
-        assert result.requests[0].HasField("error_detail") == (verdict == "nack")
-    assert wrong == []
+def judge(case: Case, url: str, kind: type) -> None:
+    item = case["resource"]
+    raw, name = named(url, item["type_url"], base64.b64decode(item["value_b64"]), case["id"])
+    result, state = receive(url, item["type_url"], raw, name)
+    verdict = "nack" if result.rejected else "accept"
+    assert verdict == expected(case), [str(error) for error in result.rejected]
+    assert isinstance(state.value, kind) == (verdict == "accept")
+    assert result.requests[0].HasField("error_detail") == (verdict == "nack")
 
 
-def test_verdicts_on_routes() -> None:
-    wrong = []
-    for case in cases("rds_routes"):
-        config = route_pb2.RouteConfiguration(name="r")
-        host = config.virtual_hosts.add(name="v", domains=["*"])
-        for item in case["routes"]:
-            host.routes.add().MergeFromString(base64.b64decode(item["value_b64"]))
-        try:
-            DECODERS[ROUTE].decode(config, [])
-            verdict, why = "accept", ""
-        except InvalidResource as error:
-            verdict, why = "nack", str(error)
-        if verdict != expected(case):
-            wrong.append((case["id"], verdict, why))
-    assert wrong == []
+@each_case(TOPIC, "lds_client", aside=doubled, awaits=waiting)
+def test_listeners(case: Case) -> None:
+    judge(case, LISTENER, Listener)
+
+
+@each_case(TOPIC, "rds", aside=doubled, awaits=waiting)
+def test_route_configurations(case: Case) -> None:
+    judge(case, ROUTE, RouteConfiguration)
+
+
+@each_case(TOPIC, "cds", aside=doubled, awaits=waiting)
+def test_clusters(case: Case) -> None:
+    judge(case, CLUSTER, Cluster)
+
+
+@each_case(TOPIC, "eds", aside=doubled, awaits=waiting)
+def test_assignments(case: Case) -> None:
+    judge(case, ENDPOINT, Assignment)
+
+
+@each_case(TOPIC, "rds_routes", aside=doubled, awaits=waiting)
+def test_routes(case: Case) -> None:
+    config = route_pb2.RouteConfiguration(name="r")
+    host = config.virtual_hosts.add(name="v", domains=["*"])
+    for item in case["routes"]:
+        host.routes.add().MergeFromString(base64.b64decode(item["value_b64"]))
+    try:
+        DECODERS[ROUTE].decode(config, [])
+        verdict, why = "accept", ""
+    except InvalidResource as error:
+        verdict, why = "nack", str(error)
+    assert verdict == expected(case), why
+
+
+_HASH_KINDS = {0: HashKind.HEADER, 1: HashKind.FILTER_STATE}
+
+
+@each_case(TOPIC, "rds_hash_policies")
+def test_hash_policies(case: Case) -> None:
+    config = route_pb2.RouteConfiguration(name="r")
+    host = config.virtual_hosts.add(name="v", domains=["*"])
+    action = host.routes.add(match=route_components_pb2.RouteMatch(prefix="/")).route
+    action.cluster = "c"
+    for item in case["hash_policies"]:
+        action.hash_policy.add().MergeFromString(base64.b64decode(item["value_b64"]))
+    assert case["expect"] == "accept"
+    found = DECODERS[ROUTE].decode(config, []).virtual_hosts[0].routes[0].action
+    assert isinstance(found, ForwardAction)
+    wanted = case["grpc_go_parsed"] or []
+    assert [policy.kind for policy in found.hash_policy] == [
+        _HASH_KINDS[item["HashPolicyType"]] for item in wanted
+    ]
+    headers = [item["HeaderName"] for item in wanted if item["HashPolicyType"] == 0]
+    assert [p.name for p in found.hash_policy if p.kind is HashKind.HEADER] == headers
+    assert [p.terminal for p in found.hash_policy] == [item["Terminal"] for item in wanted]
+
+
+@each_case(TOPIC, "auto_host_rewrite")
+def test_the_host_of_the_endpoint(case: Case) -> None:
+    config = route_pb2.RouteConfiguration(name="r")
+    host = config.virtual_hosts.add(name="v", domains=["*"])
+    action = host.routes.add(match=route_components_pb2.RouteMatch(prefix="/")).route
+    action.cluster = "c"
+    action.auto_host_rewrite.value = case["autoHostRewrite"]
+    found = DECODERS[ROUTE].decode(config, []).virtual_hosts[0].routes[0].action
+    # As Envoy this SDK trusts its control plane; gRPC asks for a word in the bootstrap first.
+    assert found.host_of_endpoint == case["autoHostRewrite"]
+
+
+@each_case(TOPIC, "endpoint_hash_key")
+def test_keys_of_endpoints(case: Case) -> None:
+    metadata = base_pb2.Metadata()
+    if case["metadata"]:
+        metadata.MergeFromString(base64.b64decode(case["metadata"]["value_b64"]))
+    value = filter_metadata(metadata).get("envoy.lb", {}).get("hash_key")
+    assert (value if isinstance(value, str) else "") == case["want_hash_key"]
+
+
+@each_case(TOPIC, "lds_server", awaits=lambda case: "filter chains of server listeners")
+def test_listeners_of_servers(case: Case) -> None:
+    pytest.fail("not built")
+
+
+@each_case(TOPIC, "tls_context_errors", awaits=lambda case: _TLS)
+def test_tls_contexts(case: Case) -> None:
+    pytest.fail("not built")
 
 
 def test_every_difference_is_of_a_case_that_exists() -> None:
@@ -204,90 +278,19 @@ def test_meaning_of_some_accepted_ones() -> None:
     assert config.virtual_hosts[0].routes[0].match.path.ignore_case
 
 
-def test_whole_responses() -> None:
+@each_case(TOPIC, "sotw_responses")
+def test_whole_responses(case: Case) -> None:
     """Which resources of a response apply, and whether it is rejected."""
-    for case in cases("sotw_responses"):
-        raw = base64.b64decode(case["response"]["value_b64"])
-        response = discovery_pb2.DiscoveryResponse.FromString(raw)
-        machine = AdsMachine(base_pb2.Node(id="n"), DECODERS)
-        machine.subscribe(LISTENER, case["resource_names_to_request"], 0.0)
-        machine.connected(0.0)
-        result = machine.received(response, 1.0)
-        assert bool(result.rejected) == bool(case["want_metadata"]["ErrState"]), case["id"]
-        for name, update in (case["want_updates"] or {}).items():
-            state = machine.resource(LISTENER, name)
-            assert state is not None
-            good = update["Err"] is None
-            assert state.status is (Status.ACKED if good else Status.NACKED), case["id"]
-            assert (LISTENER, name) in result.changed, case["id"]
-
-
-# --- RouteConfigurations of Envoy's own tests ------------------------------------------------
-
-_NOT_LOOKED_AT = "of a field that this SDK does not look at or notes only"
-_CANNOT = "a condition that this SDK cannot evaluate: rejected, never misrouted"
-ENVOY_DIFFERENT: dict[str, tuple[str, str]] = {
-    "RouteMatcherTest.TestRoutes": ("nack", _CANNOT),
-    "RouteMatcherTest.DynamicMetadataMatchedRouting": ("nack", _CANNOT),
-    "RouteMatcherTest.TlsContextMatching": ("nack", _CANNOT),
-    "RouteMatchOverrideTest.SslRedirectRouteOnRequireTlsAll": ("nack", "require_tls: " + _CANNOT),
-    "RouteMatchOverrideTest.SslRedirectRouteOnRequireTlsInternal": (
-        "nack",
-        "require_tls: " + _CANNOT,
-    ),
-    "RouteMatcherTest.TestRoutesWithInvalidPathRewriteFormatter": (
-        "accept",
-        "becomes an action that fails its calls",
-    ),
-    "RouteMatcherTest.ShadowClusterNotFound": ("accept", "the cluster may come later"),
-    "RouteMatcherTest.TestWeightedClusterInvalidClusterName": (
-        "accept",
-        "the cluster may come later",
-    ),
-    "RouteMatcherTest.RequestMirrorPoliciesWithBothClusterAndClusterHeader": (
-        "accept",
-        _NOT_LOOKED_AT,
-    ),
-    "RouteMatcherTest.RequestMirrorPoliciesWithNoClusterSpecifier": ("accept", _NOT_LOOKED_AT),
-    "RouteMatcherTest.RequestMirrorPoliciesWithInvalidHttpHeader": ("accept", _NOT_LOOKED_AT),
-    "RouteMatcherTest.WeightedClusterInvalidConfigWithInvalidHttpHeader": (
-        "accept",
-        "becomes an action that fails its calls",
-    ),
-    "RouteConfigurationV2.BrokenTypedMetadata": ("accept", _NOT_LOOKED_AT),
-    "RouteConfigurationV2.BadConnectConfig": ("accept", _NOT_LOOKED_AT),
-}
-
-
-def test_verdicts_of_envoy_on_route_configurations() -> None:
-    path = require_data("envoy/route_config") / "accept_nack.json"
-    wrong, judged = [], 0
-    for case in json.loads(path.read_text()):
-        try:
-            config = yaml.safe_load(case["config_yaml"])
-            message = json_format.ParseDict(config, route_pb2.RouteConfiguration())
-        except (json_format.ParseError, KeyError):
-            continue  # newer fields, or extensions that only Envoy's tests know
-        judged += 1
-        message.name = message.name or "r"
-        verdict, _reason = ENVOY_DIFFERENT.get(case["id"], (case["expect"], ""))
-        try:
-            DECODERS[ROUTE].decode(message, [])
-            found, why = "accept", ""
-        except InvalidResource as error:
-            found, why = "nack", str(error)
-        if found != verdict:
-            wrong.append((case["id"], found, why))
-    assert wrong == []
-    assert judged > 70
-
-
-def test_unsupported_is_never_a_forward() -> None:
-    """A route of the Envoy cases that needs more than the SDK can do is not sent anywhere."""
-    config = route_pb2.RouteConfiguration(name="r")
-    host = config.virtual_hosts.add(name="v", domains=["*"])
-    route = host.routes.add()
-    route.match.prefix = "/"
-    route.route.cluster_header = "x-cluster"
-    found = DECODERS[ROUTE].decode(config, [])
-    assert not isinstance(found.virtual_hosts[0].routes[0].action, ForwardAction)
+    raw = base64.b64decode(case["response"]["value_b64"])
+    response = discovery_pb2.DiscoveryResponse.FromString(raw)
+    machine = AdsMachine(base_pb2.Node(id="n"), DECODERS)
+    machine.subscribe(LISTENER, case["resource_names_to_request"], 0.0)
+    machine.connected(0.0)
+    result = machine.received(response, 1.0)
+    assert bool(result.rejected) == bool(case["want_metadata"]["ErrState"])
+    for name, update in (case["want_updates"] or {}).items():
+        state = machine.resource(LISTENER, name)
+        assert state is not None
+        good = update["Err"] is None
+        assert state.status is (Status.ACKED if good else Status.NACKED)
+        assert (LISTENER, name) in result.changed

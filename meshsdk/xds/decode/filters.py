@@ -7,9 +7,6 @@ SDK has not is noted and left out: its filter is in no chain that was accepted.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-from functools import cache
 from typing import Any, Final
 
 from envoy.config.route.v3 import route_components_pb2
@@ -41,7 +38,7 @@ from meshsdk.xds.decode.common import (
     unpack,
 )
 from meshsdk.xds.decode.rules import check_rules
-from meshsdk.xds.schema import amended
+from meshsdk.xds.schema import amended, message_class
 
 _HTTP: Final = "envoy.extensions.filters.http."
 _FAULT: Final = f"{_HTTP}fault.v3.HTTPFault"
@@ -188,19 +185,12 @@ def _switched_off(kind: str) -> FilterOverrides:
     return FilterOverrides(fault=_NO_FAULT)
 
 
-@cache
 def _class_of_envoy(kind: str) -> Any:
     """The configuration of that type, if Envoy has an HTTP filter with it; else None."""
-    package, _, name = kind.rpartition(".")
-    if not package.startswith(_HTTP):
-        return None
     try:
-        found = importlib.import_module(package)
-    except ImportError:
+        return message_class(kind) if kind.startswith(_HTTP) else None
+    except KeyError:
         return None
-    modules = (item.name for item in pkgutil.iter_modules(found.__path__))
-    loaded = (importlib.import_module(f"{package}.{m}") for m in modules if m.endswith("_pb2"))
-    return next((getattr(module, name) for module in loaded if hasattr(module, name)), None)
 
 
 # --- faults ----------------------------------------------------------------------------------

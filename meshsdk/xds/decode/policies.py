@@ -183,10 +183,11 @@ def hash_policy(message: Any, notes: Notes) -> HashPolicy | None:
         return HashPolicy(kind, source.name, terminal, None, whole, source.path, attributes)
     if kind is HashKind.SOURCE_IP:
         return HashPolicy(kind, "", terminal) if source.source_ip else None
-    name = source.name if kind is HashKind.QUERY else source.key
-    if not name:
-        raise Bad(which, "a name is needed")
-    return HashPolicy(kind, name, terminal)
+    if kind is HashKind.FILTER_STATE:  # gRPC says nothing against one without a key
+        return HashPolicy(kind, source.key, terminal) if source.key else None
+    if not source.name:
+        raise Bad("query_parameter.name", "must not be empty")
+    return HashPolicy(kind, source.name, terminal)
 
 
 # --- mirrors ---------------------------------------------------------------------------------

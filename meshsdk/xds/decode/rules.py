@@ -5,6 +5,7 @@ A checker is compiled once per message type and then looks at what is set, and a
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -35,8 +36,23 @@ _LENIENT: Final = frozenset(
     {
         "envoy.config.route.v3.VirtualHost.name",
         "envoy.config.route.v3.RouteConfiguration.name",
+        "envoy.config.route.v3.RouteAction.HashPolicy.FilterState.key",
     }
 )
+
+
+def _not_an_address(value: str) -> str | None:
+    try:
+        ipaddress.ip_address(value)
+    except ValueError:
+        return f"{value!r} is not an IP address"
+    return None
+
+
+# What Envoy looks at when it makes something of a message.
+_FURTHER: Final[dict[str, tuple[Check, ...]]] = {
+    "envoy.config.core.v3.CidrRange.address_prefix": (_not_an_address,),
+}
 
 
 def _problems(message: Any) -> Iterator[Problem]:
@@ -53,7 +69,8 @@ class _Plan:
 
     def __init__(self, descriptor: Descriptor) -> None:
         self.fields: dict[str, Callable[[Any], Iterator[Problem]]] = {}
-        self._absent: list[tuple[str, bool, Check]] = []
+        # (name, what is wrong while it is empty; None: it must be there)
+        self._absent: list[tuple[str, str | None]] = []
         self._oneofs: list[str] = []
         for field in descriptor.fields:
             self._add(field)
@@ -65,6 +82,7 @@ class _Plan:
         rules = field.GetOptions().Extensions[validate_pb2.rules]
         lenient = field.full_name in _LENIENT
         checks = [] if lenient else _checks_of(field, rules)
+        checks += _FURTHER.get(field.full_name, ())
         skip = rules.message.skip
         if field.message_type is None or skip:
             step = _scalars(field.name, checks)
@@ -79,26 +97,23 @@ class _Plan:
         if field.containing_oneof is not None:
             return
         if rules.message.required or rules.duration.required or rules.any.required:
-            self._absent.append((field.name, True, lambda value: "is needed"))
+            self._absent.append((field.name, None))
         elif not field.has_presence and checks and not _ignores_empty(rules):
-            for check in checks:
-                self._absent.append((field.name, False, check))
+            empty: Any = {} if field.is_repeated else field.default_value
+            problems = (problem for check in checks if (problem := check(empty)) is not None)
+            self._absent += [(field.name, problem) for problem in problems]
 
     def required(self, message: Any) -> Iterator[Problem]:
         """What is wrong with the fields that are not set."""
         for name in self._oneofs:
             if message.WhichOneof(name) is None:
                 yield name, "is needed"
-        for name, presence, check in self._absent:
-            if presence:
+        for name, problem in self._absent:
+            if problem is None:
                 if not message.HasField(name):
                     yield name, "is needed"
-                continue
-            value = getattr(message, name)
-            if not value:
-                problem = check(value)
-                if problem is not None:
-                    yield name, problem
+            elif not getattr(message, name):
+                yield name, problem
 
 
 @cache
