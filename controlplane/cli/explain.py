@@ -16,8 +16,11 @@ from meshsdk.model import (
     DirectResponseAction,
     Fault,
     ForwardAction,
+    HashKind,
+    HashPolicy,
     HeaderMutations,
     ListenerView,
+    MirrorPolicy,
     NonForwardingAction,
     RedirectAction,
     RegexRewrite,
@@ -38,7 +41,7 @@ def explain(view: ListenerView, request: Request) -> dict[str, Any]:
     answer: dict[str, Any] = {
         "listener": view.name, "virtual_host": None, "route": None, "action": "none",
         "cluster": None, "weights": {}, "rewrite": None, "headers": None, "timeout": None,
-        "retries": None, "fault": None, "mirror": None, "why": why,
+        "retries": None, "fault": None, "mirror": None, "hash": None, "why": why,
     }  # fmt: skip
     if view.absent or view.route_config is None:
         why.append(view.absent or f"listener {view.name} has no routes")
@@ -181,7 +184,22 @@ def _forward(
         "rewrite": rewrite if any(rewrite.values()) else None,
         "timeout": action.timeout,
         "retries": _retries(action.retry),
+        "mirror": [_mirror(policy) for policy in action.mirrors] or None,
+        "hash": [_hash(policy) for policy in action.hash_policy] or None,
     }
+
+
+def _mirror(policy: MirrorPolicy) -> dict[str, Any]:
+    share = policy.fraction
+    return {"cluster": policy.cluster, "percentage": 100 * share.numerator / share.denominator}
+
+
+def _hash(policy: HashPolicy) -> str:
+    """What the key is made of, in words."""
+    if policy.kind is HashKind.SOURCE_IP:
+        return "source address"
+    made = f", made for {policy.ttl} s where absent" if policy.ttl is not None else ""
+    return f"{policy.kind.value.replace('_', ' ')} {policy.name}{made}"
 
 
 def _passed(cluster: str) -> str:

@@ -179,6 +179,49 @@ def test_where_a_request_goes_and_why(config: Path, capsys: pytest.CaptureFixtur
     assert "|v2|" in json.loads(capsys.readouterr().out)["cluster"]
 
 
+def test_rules_for_others_mirrors_and_hashes_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = """
+apiVersion: v1
+kind: Service
+metadata: {name: store}
+spec: {ports: [{name: http, port: 80}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: store}
+spec:
+  hosts: [store]
+  http:
+  - match: [{sourceLabels: {app: x}}]
+    route: [{destination: {host: store}}]
+  - route: [{destination: {host: store}}]
+    mirror: {host: store}
+    mirrorPercentage: {value: 10}
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: store}
+spec:
+  host: store
+  trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: u, ttl: 5s}}}}
+"""
+    (tmp_path / "rules.yaml").write_text(rules)
+    argv = ["route", "-f", str(tmp_path), "http://store/", "-o", "json"]
+    assert run(argv) == 0
+    answer = json.loads(capsys.readouterr().out)
+    lacking = "VirtualService default/store http[0].match[0]: no, the caller lacks the labels app=x"
+    assert answer["why"][0] == lacking
+    cluster = "outbound|80||store.default.svc.cluster.local"
+    assert answer["mirror"] == [{"cluster": cluster, "percentage": 10.0}]
+    assert answer["hash"] == ["cookie u, made for 5 s where absent"]
+    assert run([*argv, "--metadata", '{"LABELS": {"app": "x"}}']) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert lacking not in answer["why"]
+    assert answer["mirror"] is None
+
+
 def test_what_is_not_done_is_said_with_the_route(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
