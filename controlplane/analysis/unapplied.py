@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from controlplane.model.policy import ConnectionPool, PortPolicy, TrafficPolicy
 from controlplane.model.resource import Finding, Level, Resource
+from controlplane.model.sidecar import SidecarSpec
 
 if TYPE_CHECKING:
     from controlplane.world import World
@@ -24,6 +25,8 @@ def analyze_unapplied(world: World) -> Iterator[Finding]:
             yield from _destination_rule(resource)
         elif resource.kind == "VirtualService":
             yield from _virtual_service(resource)
+        elif resource.kind == "Sidecar":
+            yield from _sidecar(resource)
 
 
 def _destination_rule(resource: Resource) -> Iterator[Finding]:
@@ -83,3 +86,20 @@ def _virtual_service(resource: Resource) -> Iterator[Finding]:
         if asked and not said:
             said = True
             yield resource.finding(Level.INFO, "MSH0105", _LATER, f"spec.http[{index}].retries")
+
+
+def _sidecar(resource: Resource) -> Iterator[Finding]:
+    """What Sidecars say of proxies that listen: a program with the SDK listens by itself."""
+    spec: SidecarSpec = resource.typed
+    for field, asked in (
+        ("ingress", spec.ingress),
+        ("inboundConnectionPool", spec.inbound_connection_pool),
+    ):
+        if asked:
+            message = "is not honoured by SDK nodes: their programs listen by themselves"
+            yield resource.finding(Level.WARNING, "MSH0107", message, f"spec.{field}")
+    for index, listener in enumerate(spec.egress):
+        if listener.bind:
+            message = "is not honoured by SDK nodes: they call by host and port"
+            path = f"spec.egress[{index}].bind"
+            yield resource.finding(Level.WARNING, "MSH0107", message, path)

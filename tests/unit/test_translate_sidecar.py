@@ -171,3 +171,20 @@ def test_a_change_of_a_sidecar_concerns_everything() -> None:
     before, after = make_world(BASE), make_world(BASE + sidecar("./*"))
     assert diff(before, after) == Affected(everything=True)
     assert diff(after, make_world(BASE + sidecar("./*"))) == Affected()
+
+
+def test_what_is_said_of_listening_is_not_honoured() -> None:
+    spec = {
+        "ingress": [{"port": {"number": 80, "protocol": "HTTP", "name": "a"}}],
+        "egress": [
+            {
+                "port": {"number": 9000, "protocol": "HTTP", "name": "b"},
+                "bind": "1.1.1.1",
+                "hosts": ["*/*"],
+            }
+        ],
+        "inboundConnectionPool": {"tcp": {"maxConnections": 1}},
+    }
+    world = make_world(BASE + document("Sidecar", spec))
+    said = [finding.path for finding in world.findings if finding.code == "MSH0107"]
+    assert sorted(said) == ["spec.egress[0].bind", "spec.inboundConnectionPool", "spec.ingress"]
