@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from typing import Any
 
 from meshsdk._httpx.connections import Connections, Waiter
-from meshsdk._httpx.exchange import CallInfo, bare_host, replayable, timeouts, with_host
+from meshsdk._httpx.exchange import CallInfo, bare_host, replayable, text, timeouts, with_host
 from meshsdk._httpx.http1 import Connection, Key
 from meshsdk._httpx.library import Library
 from meshsdk._httpx.sides import Side
@@ -130,6 +131,8 @@ class Sender:
                 self._raise_if_unreachable(error, trip, endpoint)
             raise
         connection.used = True
+        if endpoint.load is not None:
+            _tell_load(response, endpoint)
         response.stream = self._side.body(self, connection, endpoint)
         response.extensions["meshsdk"] = CallInfo(
             "-", trip.route, endpoint.cluster.name, endpoint.target
@@ -209,6 +212,16 @@ class Sender:
     async def close(self) -> None:
         for connection in self.connections.clear():
             await self._side.close(connection)
+
+
+def _tell_load(response: Any, endpoint: EndpointState) -> None:
+    """What the response reports of the load of its endpoint."""
+    from meshsdk.xds.decode.orca import load_report_of_headers
+
+    headers = {text(name).lower(): text(value) for name, value in response.headers}
+    report = load_report_of_headers(headers.get)
+    if report is not None:
+        endpoint.report(report, time.monotonic())
 
 
 def _key(trip: Trip, endpoint: EndpointState) -> Key:

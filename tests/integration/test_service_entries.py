@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -345,3 +347,57 @@ def test_tcp(names: Names) -> None:
                 return found
 
             assert asyncio.run(call()) == b"hello"
+
+
+# --- processes -------------------------------------------------------------------------------
+
+FORKING = """
+import os, sys
+from meshsdk.mesh import Mesh
+
+asked = []
+
+def resolve(host, family):
+    asked.append(os.getpid())
+    return ["127.0.0.1"], 0.02
+
+def targets(mesh):
+    view = mesh.wait_for("api.example:80", 20)
+    return {state.target for made in view.clusters.values() for state in made.endpoints}
+
+mesh = Mesh(control_plane=sys.argv[1], namespace="default", resolve=resolve)
+assert targets(mesh) == {"127.0.0.1:1"}
+child = os.fork()
+if not child:
+    assert targets(mesh) == {"127.0.0.1:1"}
+    assert os.getpid() in asked
+    mesh.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert targets(mesh) == {"127.0.0.1:1"}
+mesh.close()
+"""
+
+
+def test_a_child_looks_up_for_itself(names: Names) -> None:
+    with ServedWorld(entry("api.example", "DNS", 1)) as served:
+        command = [sys.executable, "-c", FORKING, served.address]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_lookup_that_hangs_keeps_nobody_from_closing(names: Names) -> None:
+    go = threading.Event()
+
+    def hang(host: str, family: DnsFamily) -> Any:
+        go.wait(60)
+        return ["127.0.0.1"], None
+
+    with ServedWorld(entry("api.example", "DNS", 1)) as served:
+        mesh = Mesh(control_plane=served.address, namespace="default", resolve=hang)
+        with pytest.raises(TimeoutError):
+            mesh.wait_for("api.example:80", 0.5)
+        mesh.close()
+        assert not any(t.name == "meshsdk-xds" for t in threading.enumerate())
+    go.set()
+    wait_until(lambda: not any(t.name == "meshsdk-dns" for t in threading.enumerate()))

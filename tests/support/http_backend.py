@@ -28,6 +28,7 @@ class Backend:
         open: how many of them are open now.
         seen: what `/echo` has answered.
         slow: no answer before `release` is set.
+        headers: of every answer.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Backend:
         self.requests: list[str] = []
         self.seen: list[dict[str, Any]] = []
         self.slow = False
+        self.headers: list[tuple[str, str]] = []
         self.accepted = 0
         self.open = 0
         self.release = threading.Event()
@@ -153,7 +155,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def answer(self, status: int, body: bytes = b"", *headers: tuple[str, str]) -> None:
         self.send_response(status)
-        for name, value in headers:
+        for name, value in (*self.server_backend.headers, *headers):
             self.send_header(name, value)
         if status not in (204, 304):
             self.send_header("content-length", str(len(body)))
