@@ -197,10 +197,9 @@ def strides(weights: Sequence[float]) -> list[int] | None:
         return None
     mean = sum(known) / len(known)
     most = min(max(known), _MAX_RATIO * mean)
-    scale = _MOST / most
-    middle = round(scale * mean)
+    middle = round(mean / most * _MOST)
     least = max(1, round(middle * _MIN_RATIO))
-    return [max(least, round(min(w, most) * scale)) if w > 0 else middle for w in weights]
+    return [max(least, round(min(w, most) / most * _MOST)) if w > 0 else middle for w in weights]
 
 
 def stride_picker(states: States, parts: Sequence[int], ticket: Callable[[], int]) -> Picker:

@@ -58,7 +58,10 @@ def _of_base64(text: str) -> LoadReport | None:
 def _of_json(text: str) -> LoadReport | None:
     message = orca_load_report_pb2.OrcaLoadReport()
     try:
-        return _report(json_format.ParseDict(json.loads(text), message, ignore_unknown_fields=True))
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            return None
+        return _report(json_format.ParseDict(content, message, ignore_unknown_fields=True))
     except (ValueError, json_format.ParseError):
         return None
 
