@@ -181,7 +181,9 @@ def forward(
     cluster = _aimed(cluster, action, request)
     dropped = cluster.dropped(random) if cluster.drops else None
     if dropped is not None:
-        return Reply.of(dropped, delay)
+        levels = mutations(view, host, route, chosen)
+        exchange = exchange_of(view, host, route, chosen.cluster, request)
+        return mutated(Reply.of(dropped, delay), levels, request, exchange)
     if cluster.passthrough:
         return Passthrough(delay) if delay else PASSTHROUGH
     levels = mutations(view, host, route, chosen)
@@ -192,7 +194,8 @@ def forward(
         exchange = exchange_of(view, host, route, chosen.cluster, request)
     authority = chosen.host_rewrite or request.authority
     sent = request
-    if looks_at_sent(action):
+    hash_policy = cluster.cluster.lb.hash_policy or action.hash_policy
+    if hash_policy or looks_at_sent(action):
         changed = routing.mutate(
             request.headers, request_levels, request, of_request=True, exchange=exchange
         )
@@ -206,9 +209,9 @@ def forward(
     path = routing.path_of(action, route.match.path, sent, exchange)
     key: int | None = None
     made: tuple[str, ...] = ()
-    if action.hash_policy:
+    if hash_policy:
         final = sent.having(sent.headers, path=path, authority=authority)
-        key, made = routing.hash_key(action.hash_policy, final, view.caller, random)
+        key, made = routing.hash_key(hash_policy, final, view.caller, random)
     return Forward(
         route=route,
         cluster=cluster,

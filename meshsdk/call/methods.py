@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from meshsdk import routing
+from meshsdk.balancing import ClusterView
 from meshsdk.call import answers, deciding
 from meshsdk.call.decisions import Decision, Forward
 from meshsdk.model import (
@@ -110,10 +111,16 @@ def _settles(view: ListenerView, host: VirtualHost, route: Route) -> bool:
         if entry.header or deciding.cors_of(route, entry):
             return False
         cluster = view.clusters.get(entry.cluster)
-        if cluster is not None and (cluster.drops or cluster.cluster.original_dst_header):
+        if cluster is not None and _differs(cluster):
             return False
     chooses = action.random_header or action.hashed_choice
     return not (chooses or action.mirrors or deciding.looks_at_sent(action))
+
+
+def _differs(cluster: ClusterView) -> bool:
+    """Whether the cluster has a say in each call that comes to it."""
+    config = cluster.cluster
+    return bool(cluster.drops or config.original_dst_header or config.lb.hash_policy)
 
 
 def _answers_alike(view: ListenerView, host: VirtualHost, route: Route) -> bool:

@@ -190,6 +190,16 @@ def hashed(ports: list[int]) -> list[Json]:
             *zones,
             **typed("maglev.v3.Maglev", table_size=1009, locality_weighted_lb_config={}),
         ),
+        cluster(
+            "typed-own-key",
+            equal,
+            **typed(
+                "ring_hash.v3.RingHash",
+                consistent_hashing_lb_config={
+                    "hash_policy": [{"header": {"header_name": "x-own"}}]
+                },
+            ),
+        ),
     ]
 
 
@@ -212,7 +222,8 @@ class Caller:
 
     def port(self, name: str, key: str = "") -> int | None:
         """Where a call went; None where Envoy had nobody to ask."""
-        self._connection.request("GET", f"/{name}", headers={"x-key": key} if key else {})
+        headers = {"x-key": key, "x-own": f"own {key}"} if key else {}
+        self._connection.request("GET", f"/{name}", headers=headers)
         answer = self._connection.getresponse()
         body = answer.read()
         if answer.status == 503:
@@ -248,7 +259,8 @@ def test_a_key_goes_to_the_same_host(ports: list[int]) -> None:
             for number in range(KEYS):
                 key = f"key {number}"
                 theirs = caller.port(config["name"], key)
-                ours = our_port(view, xx_hash(key.encode()))
+                used = f"own {key}" if view.cluster.lb.hash_policy else key
+                ours = our_port(view, xx_hash(used.encode()))
                 if ours != theirs:
                     differences.append((config["name"], key, theirs, ours))
         caller.close()

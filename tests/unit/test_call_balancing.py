@@ -14,6 +14,10 @@ from meshsdk.model import (
     Cluster,
     Drop,
     Endpoint,
+    HashKind,
+    HashPolicy,
+    HeaderMutations,
+    HeaderOption,
     LbConfig,
     ListenerView,
     LocalityEndpoints,
@@ -61,6 +65,13 @@ def test_a_cluster_that_drops_everything_says_so() -> None:
     assert (answer.status, answer.flag, answer.body) == (503, "UDO", body)
 
 
+def test_response_headers_of_the_route_are_on_the_answer_too() -> None:
+    added = HeaderMutations(response_set=(HeaderOption("x-route", "yes"),))
+    answer = decide(view(Drop("x", 1_000_000), mutations=added), get(), random.random)
+    assert isinstance(answer, Reply)
+    assert ("x-route", "yes") in answer.headers
+
+
 def test_each_category_drops_of_what_the_one_before_left() -> None:
     shares = view(Drop("a", 500_000), Drop("b", 500_000))
     draw = random.Random(7)
@@ -84,3 +95,22 @@ def test_a_route_may_ask_for_a_subset() -> None:
         found = decide(view(lb=lb, subset=subset), get(), random.random)
         assert isinstance(found, Forward)
         assert {found.pick(random.random).endpoint.port for _ in range(8)} == ports
+
+
+def test_the_hash_policy_of_the_cluster_stands_before_that_of_the_route() -> None:
+    own = LbConfig(hash_policy=(HashPolicy(HashKind.HEADER, "x-own"),))
+    route = (HashPolicy(HashKind.HEADER, "x-route"),)
+    ring = Balancing.RING_HASH
+    request = get(**{"x-own": "1", "x-route": "2"})
+    keys = []
+    for listener in (
+        view(balancing=ring, lb=own, hash_policy=route),
+        view(balancing=ring, lb=own),
+        view(balancing=ring, hash_policy=route),
+    ):
+        found = decide(listener, request, random.random)
+        assert isinstance(found, Forward)
+        keys.append(found.key)
+    assert keys[0] == keys[1] != keys[2]
+    grpc = view(balancing=ring, lb=own)
+    assert compile_method(grpc, "h", "/p.S/M").needs_request

@@ -194,6 +194,18 @@ def test_by_enum(config: Json, balancing: Balancing, lb: LbConfig) -> None:
             Balancing.MAGLEV,
             LbConfig(table_size=7, use_hostname_for_hashing=True),
         ),
+        (
+            [
+                typed(
+                    "ring_hash.v3.RingHash",
+                    consistent_hashing_lb_config={
+                        "hash_policy": [{"header": {"header_name": "X-Own"}}]
+                    },
+                )
+            ],
+            Balancing.RING_HASH,
+            LbConfig(hash_policy=(HashPolicy(HashKind.HEADER, "x-own"),)),
+        ),
         ([typed("pick_first.v3.PickFirst")], Balancing.PICK_FIRST, LbConfig()),
         (
             [typed("pick_first.v3.PickFirst", shuffle_address_list=True)],

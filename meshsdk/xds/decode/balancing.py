@@ -48,6 +48,7 @@ from meshsdk.model import (
 )
 from meshsdk.model.balancing import DEFAULT_TABLE_SIZE, MAX_RING_SIZE
 from meshsdk.xds.decode.common import Bad, Notes, each, seconds, struct, sub, type_name, unpack
+from meshsdk.xds.decode.policies import hash_policy
 
 Policy = tuple[Balancing, dict[str, Any]]
 """The policy, and what it sets of `LbConfig`."""
@@ -213,14 +214,17 @@ def _is_prime(number: int) -> bool:
 
 def _hashing(message: Any, notes: Notes) -> dict[str, Any]:
     """`ConsistentHashingLbConfig`, or the fields of that name in a typed RingHash."""
-    if "hash_policy" in message.DESCRIPTOR.fields_by_name and message.hash_policy:
-        notes.append("hash_policy: is not supported here, the hash policy of the route is used")
+    own: tuple[HashPolicy, ...] = ()
+    if "hash_policy" in message.DESCRIPTOR.fields_by_name:
+        found = each("hash_policy", message.hash_policy, hash_policy, notes)
+        own = tuple(policy for policy in found if policy is not None)
     factor = message.hash_balance_factor.value
     if message.HasField("hash_balance_factor") and factor < 100:
         raise Bad("hash_balance_factor", f"is {factor}, must be at least 100")
     return {
         "use_hostname_for_hashing": message.use_hostname_for_hashing,
         "hash_balance_factor": factor,
+        "hash_policy": own,
     }
 
 
