@@ -40,6 +40,8 @@ class Index:
 
     def move(self, user: str, old: frozenset[Any], new: frozenset[Any]) -> None:
         """The user needed `old` and needs `new` now."""
+        if old == new:
+            return
         for name in new - old:
             if name not in self.users:
                 self.users[name] = set()
@@ -63,8 +65,9 @@ class Index:
 
 
 _NONE: frozenset[Any] = frozenset()
-_Source = tuple[str, Any]
-"""What endpoints come from: a type URL or `DNS`, and the name."""
+_Sources = tuple[frozenset[str], frozenset[Name]]
+"""What endpoints come from: EDS resources, and host names."""
+_NO_SOURCES: _Sources = (_NONE, _NONE)
 
 
 class _Node:
@@ -77,7 +80,7 @@ class _Node:
         self.cluster: Cluster | None = None
         self.assignment: Assignment | None = None
         self.view: Any = None
-        self.sources: frozenset[_Source] = _NONE
+        self.sources = _NO_SOURCES
 
 
 class Clusters:
@@ -99,6 +102,8 @@ class Clusters:
 
     def need(self, view: str, old: frozenset[str], new: frozenset[str]) -> None:
         """A view needed the clusters `old` and needs `new` now."""
+        if old == new:
+            return
         self.users.move(view, old, new)
         for name in new - old:
             if name not in self._nodes:
@@ -106,7 +111,7 @@ class Clusters:
                 self._refresh(name, node)
         for name in old - new:
             if name not in self.users.users:
-                self._need_sources(name, self._nodes.pop(name), _NONE)
+                self._need_sources(name, self._nodes.pop(name), _NO_SOURCES)
 
     def update(self, url: str, name: Any) -> Collection[str]:
         """Something changed in the cache; returns the clusters that may have changed with it."""
@@ -130,15 +135,18 @@ class Clusters:
 
     def _take(self, name: str, node: _Node, newest: Cluster | None) -> None:
         if newest is None:
-            self._need_sources(name, node, _NONE)
+            self._need_sources(name, node, _NO_SOURCES)
             node.arrived, node.cluster, node.assignment, node.view = True, None, None, None
             return
         needed = _sources_of(newest)
-        ready = all(self._arrived(*source) for source in needed)
+        ready = self._have_arrived(needed)
         in_use = newest if ready or node.cluster is None else node.cluster
-        # A cluster that changed over to other endpoints goes on with the old ones until the new
-        # ones are there, as a warming cluster in Envoy.
-        self._need_sources(name, node, needed | _sources_of(in_use))
+        if in_use is not newest:
+            # A cluster that changed over to other endpoints goes on with the old ones until the
+            # new ones are there, as a warming cluster in Envoy.
+            old = _sources_of(in_use)
+            needed = needed[0] | old[0], needed[1] | old[1]
+        self._need_sources(name, node, needed)
         if not ready and node.cluster is None:
             node.arrived = False  # it may have been known not to exist
             return
@@ -151,8 +159,9 @@ class Clusters:
 
     def _assignment(self, cluster: Cluster) -> Assignment | None:
         if cluster.kind is ClusterKind.EDS:
-            states = (self._lookup(*source) for source in _sources_of(cluster))
-            return next((state.value for state in states if state is not None), None)
+            state = self._lookup(ENDPOINT, cluster.eds_name or cluster.name)
+            found: Assignment | None = None if state is None else state.value
+            return found
         if cluster.kind in (ClusterKind.STRICT_DNS, ClusterKind.LOGICAL_DNS):
             return resolved(cluster, self._resolved)
         return None
@@ -160,14 +169,18 @@ class Clusters:
     def _resolved(self, name: Name) -> Any:
         return self._lookup(DNS, name)
 
-    def _need_sources(self, name: str, node: _Node, sources: frozenset[_Source]) -> None:
-        for url, index in self.sources.items():
-            old, new = (
-                frozenset(source for kind, source in each if kind == url)
-                for each in (node.sources, sources)
-            )
-            index.move(name, old, new)
-        node.sources = sources
+    def _need_sources(self, name: str, node: _Node, sources: _Sources) -> None:
+        if sources != node.sources:
+            self.sources[ENDPOINT].move(name, node.sources[0], sources[0])
+            self.sources[DNS].move(name, node.sources[1], sources[1])
+            node.sources = sources
+
+    def _have_arrived(self, sources: _Sources) -> bool:
+        for url, names in zip((ENDPOINT, DNS), sources, strict=True):
+            for name in names:
+                if not self._arrived(url, name):
+                    return False
+        return True
 
     def _arrived(self, url: str, name: Any) -> bool:
         state = self._lookup(url, name)
@@ -177,36 +190,53 @@ class Clusters:
 
     def with_members(self, names: frozenset[str]) -> frozenset[str]:
         """These clusters and the members of the aggregates among them."""
-        known = (self._nodes[name].cluster for name in names)
-        members = [member for cluster in known if cluster for member in cluster.members]
+        members: list[str] = []
+        for name in names:
+            cluster = self._nodes[name].cluster
+            if cluster is not None and cluster.members:
+                members += cluster.members
         return names.union(members) if members else names
 
-    def place(self, name: str, host: str) -> Name | None:
-        """The host name that a cluster depends on for calls to `host`."""
-        cluster = self._nodes[name].cluster
+    def names(self, clusters: frozenset[str], called: str) -> frozenset[Name]:
+        """The host names that these clusters depend on for calls to `called` (`host:port`)."""
+        found = _NONE
+        for name in clusters:
+            place = self._place(self._nodes[name].cluster, called)
+            if place is not None:
+                found |= {place}
+        return found
+
+    def _place(self, cluster: Cluster | None, called: str) -> Name | None:
         if cluster is None or cluster.kind not in PLACED or _untouched(cluster):
             return None
-        return name_of_place(cluster, host)
+        return name_of_place(cluster, called)
 
-    def arrived(self, name: str, host: str) -> bool:
+    def arrived(self, name: str, called: str) -> bool:
         """Whether there is nothing more to wait for: it is there, or is known not to be."""
-        place = self.place(name, host)
-        return self._nodes[name].arrived and (place is None or self._arrived(DNS, place))
+        node = self._nodes[name]
+        if not node.arrived:
+            return False
+        place = self._place(node.cluster, called)
+        return place is None or self._arrived(DNS, place)
 
-    def views(self, names: Iterable[str], host: str, port: int) -> dict[str, Any]:
-        """The cluster views for calls to `host:port`; those that do not exist are left out."""
-        found = {name: self._view(name, host, port) for name in sorted(names)}
-        return {name: made for name, made in found.items() if made is not None}
+    def views(self, names: Iterable[str], called: str) -> dict[str, Any]:
+        """The cluster views for calls to `called`; those that do not exist are left out."""
+        found = {}
+        for name in sorted(names):
+            made = self._view(name, called)
+            if made is not None:
+                found[name] = made
+        return found
 
-    def _view(self, name: str, host: str, port: int) -> Any:
+    def _view(self, name: str, called: str) -> Any:
         node = self._nodes[name]
         cluster = node.cluster
         if cluster is None or node.view is not None:
             return node.view
         if cluster.kind is ClusterKind.AGGREGATE:
-            leaves = (self._view(leaf, host, port) for leaf in self._leaves(name))
+            leaves = (self._view(leaf, called) for leaf in self._leaves(name))
             return self._make(cluster, None, tuple(leaf for leaf in leaves if leaf is not None))
-        return self._make(*at_place(cluster, host, port, self._resolved))
+        return self._make(*at_place(cluster, called, self._resolved))
 
     def _leaves(self, name: str, depth: int = 1) -> list[str]:
         """The members of an aggregate, those of nested ones in their place; each once.
@@ -241,7 +271,7 @@ def _untouched(cluster: Cluster) -> bool:
     return cluster.name == PASSTHROUGH_CLUSTER
 
 
-def _sources_of(cluster: Cluster) -> frozenset[_Source]:
+def _sources_of(cluster: Cluster) -> _Sources:
     if cluster.kind is ClusterKind.EDS:
-        return frozenset({(ENDPOINT, cluster.eds_name or cluster.name)})
-    return frozenset((DNS, name) for name in names_of(cluster))
+        return frozenset((cluster.eds_name or cluster.name,)), _NONE
+    return _NONE, names_of(cluster)

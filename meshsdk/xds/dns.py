@@ -21,6 +21,7 @@ from meshsdk.model import (
     Endpoint,
     LocalityEndpoints,
 )
+from meshsdk.xds.naming import split_authority
 
 DNS: Final = "dns"
 """Stands where a type URL stands, for what is resolved and not received."""
@@ -177,8 +178,9 @@ def names_of(cluster: Cluster) -> frozenset[Name]:
     )
 
 
-def name_of_place(cluster: Cluster, host: str) -> Name | None:
-    """The name that a cluster depends on for calls to `host`; None when that is an address."""
+def name_of_place(cluster: Cluster, place: str) -> Name | None:
+    """The name that a cluster depends on for calls to `host:port`; None for an address."""
+    host, _ = split_authority(place)
     if is_address(host):
         return None
     return Name(host, cluster.dns if cluster.kind is ClusterKind.DYNAMIC else _ORIGINAL)
@@ -220,13 +222,14 @@ def _found(cluster: Cluster, endpoint: Endpoint, find: Find) -> list[Endpoint]:
     return [replace(endpoint, address=each, hostname=hostname) for each in addresses]
 
 
-def at_place(cluster: Cluster, host: str, port: int, find: Find) -> tuple[Cluster, Assignment]:
+def at_place(cluster: Cluster, place: str, find: Find) -> tuple[Cluster, Assignment]:
     """A cluster whose endpoints depend on the host that is called, for calls to `host:port`."""
-    name = name_of_place(cluster, host)
+    host, port = split_authority(place)
+    name = name_of_place(cluster, place)
     state = find(name) if name is not None else None
     address = host if name is None else state.chosen if state is not None else ""
-    placed = replace(cluster, place=f"{host}:{port}")
+    placed = replace(cluster, place=place)
     if not address:
         return placed, Assignment(cluster.name)
-    found = Endpoint(address, port, hostname=host)
+    found = Endpoint(address, port or 0, hostname=host)
     return placed, Assignment(cluster.name, (LocalityEndpoints((found,)),))

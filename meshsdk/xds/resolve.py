@@ -25,7 +25,7 @@ from meshsdk.formats import CALLER, Caller
 from meshsdk.model import Listener, ListenerView, RouteConfiguration
 from meshsdk.xds.clusters import Clusters, Index, Lookup, MakeClusterView
 from meshsdk.xds.dns import DNS, Name
-from meshsdk.xds.naming import Naming, split_authority
+from meshsdk.xds.naming import Naming
 from meshsdk.xds.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE
 
 
@@ -64,10 +64,8 @@ class _View:
     __slots__ = (
         "clusters",
         "complaint",
-        "host",
         "name",
         "places",
-        "port",
         "published",
         "resource",
         "route",
@@ -85,8 +83,6 @@ class _View:
         self.clusters: frozenset[str] = _NONE
         self.places: frozenset[Name] = _NONE
         self.complaint = ""
-        self.host, port = split_authority(name)
-        self.port = port or 0
 
 
 class Resolver:
@@ -197,11 +193,11 @@ class Resolver:
     ) -> None:
         """Publish the view of these routes if all is there, else prepare for it."""
         wanted = self._reach(view, view.used_route | route, config.cluster_names)
-        if not all(self._clusters.arrived(name, view.host) for name in wanted):
+        if not all(self._clusters.arrived(name, view.name) for name in wanted):
             self._renew(view)
             return
         self._need(view, route, wanted)
-        clusters = self._clusters.views(wanted, view.host, view.port)
+        clusters = self._clusters.views(wanted, view.name)
         new = ListenerView(
             view.name,
             config,
@@ -228,7 +224,7 @@ class Resolver:
         known = view.published
         if known is None:
             return
-        newest = self._clusters.views(view.used_clusters, view.host, view.port)
+        newest = self._clusters.views(view.used_clusters, view.name)
         clusters = {**known.clusters, **newest}
         if clusters != known.clusters:
             new = replace(known, clusters=clusters)
@@ -250,12 +246,16 @@ class Resolver:
 
     def _need(self, view: _View, route: frozenset[str], clusters: frozenset[str]) -> None:
         """Set what a view uses or prepares to use; forget what nobody uses any more."""
-        self._index[ROUTE].move(view.name, view.route, route)
-        self._clusters.need(view.name, view.clusters, clusters)
-        view.route, view.clusters = route, clusters
-        named = (self._clusters.place(name, view.host) for name in clusters)
-        places = frozenset(name for name in named if name is not None)
-        if places != view.places:
+        if route != view.route or clusters != view.clusters:
+            self._index[ROUTE].move(view.name, view.route, route)
+            self._clusters.need(view.name, view.clusters, clusters)
+            view.route, view.clusters = route, clusters
+            self._name(view)
+
+    def _name(self, view: _View) -> None:
+        """Need the host names that the clusters of a view depend on."""
+        places = self._clusters.names(view.clusters, view.name)
+        if places or view.places:
             self._clusters.places.move(view.name, view.places, places)
             view.places = places
 
@@ -264,7 +264,8 @@ class Resolver:
         while True:
             self._need(view, route, view.used_clusters | wanted)
             complete = self._clusters.with_members(wanted)
-            if complete == wanted:
+            if complete is wanted or complete == wanted:
+                self._name(view)  # a cluster may have become one of another kind
                 return wanted
             wanted = complete
 

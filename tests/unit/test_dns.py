@@ -191,9 +191,9 @@ def test_logical_dns_has_one_address_that_stays_while_it_is_among_the_answers() 
 
 def test_a_place_that_is_an_address_needs_no_lookup() -> None:
     made = Cluster("any", ClusterKind.ORIGINAL_DST)
-    placed, assignment = at_place(made, "fd00::1", 8080, names().get)
+    placed, assignment = at_place(made, "[fd00::1]:8080", names().get)
     assert (placed.key, targets(assignment)) == (
-        "any fd00::1:8080",
+        "any [fd00::1]:8080",
         [[("[fd00::1]:8080", 1, "fd00::1")]],
     )
 
