@@ -216,6 +216,8 @@ class Layer:
         states, weights = self._weighed(usable, terms)
         if not states:
             return terms.nothing()
+        if len(states) == 1 and config.maximum_ring_size:
+            return Choice(pickers.always(states[0]), states)
         named = config.use_hostname_for_hashing
         keys = [hashing.hash_key(state.endpoint, named) for state in states]
         weighed = tuple(zip(keys, weights, strict=True))
@@ -225,8 +227,6 @@ class Layer:
         bound = config.hash_balance_factor
         if bound:
             pick = hashing.by_key_bounded(states, weights, table, bound, terms.everybody)
-        elif len(states) == 1:
-            pick = pickers.always(states[0])
         else:
             pick = hashing.by_key(states, table)
 
