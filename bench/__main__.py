@@ -1,10 +1,11 @@
 """`make bench`: what the mesh costs, and whether it keeps what it promises.
 
-    python -m bench [--quick] [--only paired|processes|propagation] [--out FOLDER]
+    python -m bench [--quick] [--only PART] [--out FOLDER]
 
-Three parts: paired blocks in one process judge microseconds; fresh interleaved processes compare
-with two Envoys in a row and gRPC's own xDS; the last one changes a VirtualService under 50
-connected processes. Exit code 1 when a promised number was missed.
+Four parts: `paired` blocks in one process judge microseconds; fresh interleaved `processes` compare
+with two Envoys in a row and gRPC's own xDS; `configuration` takes in a mesh of 1000 services and
+looks for routes; `propagation` changes a VirtualService under 50 connected processes. Exit code 1
+when a promised number was missed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from bench import grpc_paired, httpx_paired, peers, processes, propagation
+from bench import configuration, grpc_paired, httpx_paired, peers, processes, propagation
 from bench.report import RESULTS, Report, plot
 
 
@@ -34,6 +35,7 @@ def main() -> int:
     parts: dict[str, Callable[[Report, bool, Callable[[str], None]], None]] = {
         "paired": _paired,
         "processes": _processes,
+        "configuration": _configuration,
         "propagation": _propagation,
     }
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
@@ -60,7 +62,7 @@ def _options() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--quick", action="store_true", help="few rounds: to see that it runs")
-    parser.add_argument("--only", choices=["paired", "processes", "propagation"])
+    parser.add_argument("--only", choices=["paired", "processes", "configuration", "propagation"])
     parser.add_argument("--out", type=Path, help="folder for samples and plot")
     return parser.parse_args()
 
@@ -139,6 +141,23 @@ def _judge(report: Report, protocol: str, results: processes.Rounds) -> None:
             native = p50(mode, "native xds")
             ratio = statistics.median(m / n for m, n in zip(mesh, native, strict=True))
             report.gate(f"{protocol} {mode}: p50, mesh / native xds:///", ratio, 1.05)
+
+
+def _configuration(report: Report, quick: bool, progress: Callable[[str], None]) -> None:
+    progress("a mesh of 1000 services")
+    samples = configuration.run(quick)
+    report.data["configuration"] = samples
+    found = {name: statistics.median(values) for name, values in samples.items()}
+    report.gate(
+        "a mesh of 1000 services put in force at once (joined, balanced, published)",
+        found["apply"], 25, " ms",
+    )  # fmt: skip
+    report.console.print(f"        decoded and checked before that: {found['decode']:.0f} ms")
+    report.gate("one endpoint of 5000 moves: response to snapshot", found["change"], 100, " µs")
+    progress("finding a route")
+    added, ratio = configuration.matching(*((5, 500) if quick else (25, 5000)))
+    report.gate("matching among 100 routes, added to one", added, 5, " µs")
+    report.gate("matching among 1000 exact paths, of 10", ratio, 1.05)
 
 
 def _propagation(report: Report, quick: bool, progress: Callable[[str], None]) -> None:

@@ -149,7 +149,9 @@ class Configuration:
         since = self.restored.confirmed if self.restored and self.machine.unconfirmed else None
         if self._stale or since != self._snapshot.stale_since:
             hidden = self._hidden
-            shown = {n: view for n, view in self._listeners.items() if n not in hidden}
+            shown = self._listeners
+            if hidden:
+                shown = {n: view for n, view in shown.items() if n not in hidden}
             self._snapshot = Snapshot(
                 listeners=shown, server_listeners=self._server_listeners, stale_since=since
             )

@@ -114,7 +114,8 @@ class Resolver:
         self._index = {LISTENER: Index(), ROUTE: Index()}  # name → views
         self._listeners: Mapping[str, ListenerView] = {}
         self._server_listeners: Mapping[str, Listener] = {}
-        self._dirty = False
+        self._republished: set[str] = set()
+        self._servers_changed = False
         self._warnings: list[str] = []
 
     def want(self, *, clients: Collection[str], servers: Collection[str] = ()) -> Resolution:
@@ -124,7 +125,7 @@ class Resolver:
             view = self._views.pop(name)
             lds.move(name, frozenset({view.resource}), _NONE)
             self._need(view, _NONE, _NONE)
-            self._dirty = self._dirty or view.published is not None
+            self._republished.add(name)
         for name in sorted(names - self._views.keys()):
             view = self._views[name] = _View(name, self._naming.listener_resource(name))
             lds.move(name, _NONE, frozenset({view.resource}))
@@ -235,7 +236,7 @@ class Resolver:
     ) -> None:
         view.published, view.used_route, view.used_clusters = new, route, clusters
         view.complaint = ""
-        self._dirty = True
+        self._republished.add(view.name)
 
     def _publish_absent(self, view: _View, why: str, route: frozenset[str] = _NONE) -> None:
         self._need(view, route, _NONE)
@@ -274,7 +275,7 @@ class Resolver:
         found = {name: state.value for name, state in states.items() if state and state.value}
         if found != self._server_listeners:
             self._server_listeners = found
-            self._dirty = True
+            self._servers_changed = True
 
     # --- result --------------------------------------------------------------------------------
 
@@ -305,10 +306,11 @@ class Resolver:
         names = None
         if any(changed for changed, _ in changes):
             names = frozenset(dns.users).union(clusters.places.users)
-        dirty, self._dirty = self._dirty, False
-        if dirty:
-            views = self._views.values()
-            self._listeners = {v.name: v.published for v in views if v.published is not None}
+        dirty = self._servers_changed or bool(self._republished)
+        self._servers_changed = False
+        if self._republished:
+            self._listeners = self._shown(self._republished)
+            self._republished = set()
         warnings, self._warnings = tuple(self._warnings), []
         return Resolution(
             subscriptions,
@@ -319,6 +321,18 @@ class Resolver:
             names,
             warnings,
         )
+
+    def _shown(self, republished: set[str]) -> dict[str, ListenerView]:
+        """All views; copied, because a snapshot holds the last ones, and not made anew, because
+        one change in a mesh of a thousand services is to cost what one change is worth."""
+        listeners = dict(self._listeners)
+        for name in republished:
+            view = self._views.get(name)
+            if view is None or view.published is None:
+                listeners.pop(name, None)
+            else:
+                listeners[name] = view.published
+        return listeners
 
 
 _SERVER = ""
