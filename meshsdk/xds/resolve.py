@@ -125,7 +125,8 @@ class Resolver:
             view = self._views.pop(name)
             lds.move(name, frozenset({view.resource}), _NONE)
             self._need(view, _NONE, _NONE)
-            self._republished.add(name)
+            if view.published is not None:
+                self._republished.add(name)
         for name in sorted(names - self._views.keys()):
             view = self._views[name] = _View(name, self._naming.listener_resource(name))
             lds.move(name, _NONE, frozenset({view.resource}))
