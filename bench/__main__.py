@@ -135,12 +135,19 @@ def _judge(report: Report, protocol: str, results: processes.Rounds) -> None:
     for mode in ("sync1", "aio1", "aio32"):
         raw, mesh, envoys = (p50(mode, name) for name in ("raw", "mesh", "two Envoys"))
         rounds = list(zip(raw, mesh, envoys, strict=True))
-        share = statistics.median((m - r) / (e - r) for r, m, e in rounds)
+        share = statistics.median(_share(m - r, e - r) for r, m, e in rounds)
         report.gate(f"{protocol} {mode}: p50 added by the mesh, of what two Envoys add", share, 0.1)
         if protocol == "grpc":
             native = p50(mode, "native xds")
             ratio = statistics.median(m / n for m, n in zip(mesh, native, strict=True))
             report.gate(f"{protocol} {mode}: p50, mesh / native xds:///", ratio, 1.05)
+
+
+def _share(mesh: float, envoys: float) -> float:
+    """What the mesh adds of what two Envoys add; nothing where it adds nothing."""
+    if mesh <= 0:
+        return 0.0
+    return mesh / envoys if envoys > 0 else float("inf")
 
 
 def _configuration(report: Report, quick: bool, progress: Callable[[str], None]) -> None:
