@@ -6,6 +6,7 @@ Envoy's reader takes more than proto-JSON: names of enum values in any case, dur
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from google.protobuf import json_format
@@ -24,6 +25,8 @@ _EMPTY: Final = {
 """What stands inside an `Any` of a type of its own JSON form that says nothing; else `{}`."""
 _BOOLS: Final = {"true": True, "false": False}
 _WELL_KNOWN: Final = "google.protobuf."
+# What Python's proto-JSON rounds, proto-JSON itself and Envoy refuse.
+_FINER_THAN_NANOSECONDS: Final = re.compile(r"\.[0-9]{10}")
 
 
 def message_of(document: Any, full_name: str) -> Any:
@@ -90,6 +93,8 @@ def _field(value: Any, field: FieldDescriptor) -> Any:
 
 def _single(value: Any, field: FieldDescriptor) -> Any:
     if field.message_type is not None:
+        if field.message_type.full_name == _DURATION and isinstance(value, str):
+            _check_duration(field.name, value)
         return _message(value, field.message_type)
     if field.enum_type is not None and isinstance(value, str):
         names = {name.lower(): name for name in field.enum_type.values_by_name}
@@ -97,6 +102,13 @@ def _single(value: Any, field: FieldDescriptor) -> Any:
     if field.type == FieldDescriptor.TYPE_BOOL:
         return _bool_of(value)
     return value
+
+
+def _check_duration(field: str, text: str) -> None:
+    if _FINER_THAN_NANOSECONDS.search(text):
+        raise json_format.ParseError(
+            f"Failed to parse {field} field: {text!r} has more than nine digits after the point"
+        )
 
 
 def _bool_of(value: Any) -> Any:
