@@ -21,7 +21,7 @@ settings.load_profile("mesh")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test depends on what the shell that started it says about meshes."""
-    for name in list(os.environ):
+    for name in os.environ.keys() - {"MESHSDK_TEST_DATA"}:
         if name.startswith(("MESHSDK_", "GRPC_XDS_BOOTSTRAP")):
             monkeypatch.delenv(name)
 
