@@ -200,8 +200,7 @@ def outcome(config: RouteConfiguration, asked: Input) -> Outcome:
     host = routing.virtual_host(config, request)
     if host is None:
         return nothing
-    outside = request if asked.internal else request.having([*headers, ("x-envoy-internal", "no")])
-    if must_use_tls(host, outside):
+    if must_use_tls(host, request):
         location = routing.tls_location(request)
         return replace(nothing, path_redirect=location, code_redirect=301)
     number = Draw(lambda: asked.random_value % _WHOLE / _WHOLE)
@@ -240,13 +239,18 @@ def _forwarded(
     final = request.having(sent, path=decision.path, authority=decision.authority)
     return Outcome(
         cluster_name=chosen.cluster,
-        virtual_cluster_name=virtual_cluster_of(host, final),
+        virtual_cluster_name=virtual_cluster_of(host, final) or _rest(host),
         virtual_host_name=host.name,
         host_rewrite=decision.authority,
         path_rewrite=decision.path,
         request_headers=_all(final),
         response_headers=tuple(decision.response_headers(asked.response_headers)),
     )
+
+
+def _rest(host: VirtualHost) -> str:
+    """Where the calls count that are in no virtual cluster."""
+    return "other" if host.virtual_clusters else ""
 
 
 def _zero() -> float:

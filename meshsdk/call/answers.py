@@ -31,14 +31,11 @@ def no_route(host: VirtualHost, request: Request) -> Reply:
 
 
 def must_use_tls(host: VirtualHost, request: Request) -> bool:
-    """Whether the virtual host sends this request away to https.
-
-    A call of this process is internal, unless its headers say that it came from outside.
-    """
+    """Whether the virtual host sends this request away to https."""
     if request.scheme == "https" or host.require_tls is RequireTls.NONE:
         return False
-    internal = request.values("x-envoy-internal")
-    return host.require_tls is RequireTls.ALL or internal[:1] not in ([], ["true"])
+    internal = request.values("x-envoy-internal")[:1] == ["true"]
+    return host.require_tls is RequireTls.ALL or not internal
 
 
 def to_tls(request: Request) -> Reply:
@@ -56,7 +53,7 @@ def answer(
     if isinstance(action, NonForwardingAction):
         problem = "non_forwarding_action: the route is for received calls"
         return Reply.of(UnusableRoute(problem, route=route.name), delay)
-    exchange = exchange_of(view, host, route, "", request)
+    exchange = described(route, "", view, host)
     headers: tuple[tuple[str, str], ...] = ()
     body = b""
     seen = request
@@ -88,9 +85,12 @@ def _direct(
     """(body, headers) of a direct response."""
     body = action.body
     kind = "text/plain"
-    if action.format is not None:
+    if action.status in (204, 304):
+        body = b""
+    elif action.format is not None:
         text = body.decode("utf-8", "replace")
-        context = Context(request, exchange, response=(), status=action.status, body=text)
+        # As in Envoy the status of the answer is not known yet.
+        context = Context(request, exchange, response=(), body=text)
         body = _formatted(action.format, context)
         kind = action.content_type or kind
     headers = [("content-type", kind)] if body else []
@@ -147,15 +147,9 @@ def mutations(
     return [level for level in levels if level]
 
 
-def exchange_of(
-    view: ListenerView, host: VirtualHost, route: Route, cluster: str, request: Request
-) -> Exchange:
-    return described(route, cluster, view, host, virtual_cluster_of(host, request))
-
-
 def virtual_cluster_of(host: VirtualHost, request: Request) -> str:
-    """The virtual cluster that a request counts for; empty where the host has none."""
+    """The virtual cluster that a request counts for; empty where it is none that has a name."""
     for cluster in host.virtual_clusters:
         if all(header.matches(request) for header in cluster.headers):
             return cluster.name
-    return "other" if host.virtual_clusters else ""
+    return ""

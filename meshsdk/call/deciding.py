@@ -11,12 +11,12 @@ from meshsdk import faults, routing
 from meshsdk.balancing import ClusterView, toward
 from meshsdk.call.answers import (
     answer,
-    exchange_of,
     must_use_tls,
     mutated,
     mutations,
     no_route,
     to_tls,
+    virtual_cluster_of,
 )
 from meshsdk.call.decisions import (
     NO_EXCHANGE,
@@ -26,6 +26,7 @@ from meshsdk.call.decisions import (
     Mirror,
     Passthrough,
     Reply,
+    described,
 )
 from meshsdk.errors import (
     ClusterNotFound,
@@ -98,8 +99,9 @@ def follow(
         if aborted is not None:
             # Envoy leaves the aborts of routes alone that would not have sent anything on.
             levels = mutations(view, host, route, chosen) if chosen else []
-            exchange = exchange_of(view, host, route, chosen.cluster if chosen else "", request)
-            return mutated(Reply.of(aborted, delay), levels, request, exchange)
+            exchange = described(route, chosen.cluster if chosen else "", view, host)
+            reply = mutated(Reply.of(aborted, delay), levels, request, exchange)
+            return reply.having(cors.headers) if cors and view.filters.cors_first else reply
     if chosen is None:
         return answer(view, host, route, request, delay)
     if cors is not None and cors.preflight:
@@ -177,12 +179,16 @@ def forward(
     assert isinstance(action, ForwardAction)
     cluster: ClusterView | None = view.clusters.get(chosen.cluster)
     if cluster is None:
-        return _not_found(route, action, chosen.cluster, delay)
+        missing = _not_found(route, action, chosen.cluster, delay)
+        exchange = described(route, chosen.cluster, view, host)
+        found = mutated(missing, mutations(view, host, route, chosen), request, exchange)
+        return found.having(cors)
     cluster = _aimed(cluster, action, request)
     dropped = cluster.dropped(random) if cluster.drops else None
     if dropped is not None:
         levels = mutations(view, host, route, chosen)
-        exchange = exchange_of(view, host, route, chosen.cluster, request)
+        counted = virtual_cluster_of(host, request)
+        exchange = described(route, chosen.cluster, view, host, counted)
         return mutated(Reply.of(dropped, delay), levels, request, exchange)
     if cluster.passthrough:
         return Passthrough(delay) if delay else PASSTHROUGH
@@ -191,7 +197,8 @@ def forward(
     response_levels = routing.response_levels(levels)
     exchange = NO_EXCHANGE
     if request_levels or response_levels or action.host_format or action.path_format:
-        exchange = exchange_of(view, host, route, chosen.cluster, request)
+        counted = virtual_cluster_of(host, request)
+        exchange = described(route, chosen.cluster, view, host, counted)
     authority = chosen.host_rewrite or request.authority
     sent = request
     hash_policy = cluster.cluster.lb.hash_policy or action.hash_policy
@@ -201,7 +208,8 @@ def forward(
         )
         sent = request.having(changed, authority=authority)
     own = routing.host_of(action, sent, exchange)
-    xfh = authority if action.forwarded_host and own is not None else ""
+    by_endpoint = own is None and action.host_of_endpoint and _has_hostnames(cluster)
+    xfh = authority if action.forwarded_host and (own is not None or by_endpoint) else ""
     if own is not None:
         authority = own
         if action.path_format is not None:
@@ -226,7 +234,9 @@ def forward(
         changes_response=bool(response_levels or cors or made),
         key=key,
         set_cookies=made,
-        mirrors=_mirrors(view, action, request, path, authority, number),
+        mirrors=_mirrors(
+            view, action, request, path, authority, number, xfh if by_endpoint else ""
+        ),
         host_of_endpoint=action.host_of_endpoint,
         _forwarded_host=xfh,
         _cors=cors,
@@ -244,6 +254,10 @@ def _aimed(cluster: ClusterView, action: ForwardAction, request: Request) -> Clu
         given = request.values(header)
         return toward(cluster, given[0]) if given else cluster
     return cluster.subset(action.subset) if action.subset else cluster
+
+
+def _has_hostnames(cluster: ClusterView) -> bool:
+    return any(state.endpoint.hostname for state in cluster.endpoints)
 
 
 def _timeout(view: ListenerView, action: ForwardAction) -> float | None:
@@ -277,6 +291,7 @@ def _mirrors(
     path: str,
     authority: str,
     number: Draw,
+    endpoint_host: str,
 ) -> tuple[Mirror, ...]:
     found = []
     for policy in action.mirrors:
@@ -295,6 +310,7 @@ def _mirrors(
                 path,
                 policy.trace_sampled,
                 changes=policy.changes,
+                _endpoint_host=endpoint_host,
                 _request=request,
             )
         )

@@ -57,6 +57,10 @@ class Reply:
             route=error.route,
         )
 
+    def having(self, headers: tuple[tuple[str, str], ...]) -> Reply:
+        """The same answer with these headers in place of any of their names."""
+        return replace(self, headers=tuple(_put(list(self.headers), headers))) if headers else self
+
 
 NO_REQUEST = Request("GET", "/", authority="")
 NO_EXCHANGE = Exchange()
@@ -79,6 +83,7 @@ class Mirror:
     trace_sampled: bool | None = None
     key: int | None = None
     changes: tuple[HeaderChange, ...] = ()
+    _endpoint_host: str = field(default="", repr=False)  # which only the call itself says
     _request: Request = field(default=NO_REQUEST, repr=False)
 
     def pick(self, random: Random) -> EndpointState:
@@ -87,6 +92,8 @@ class Mirror:
 
     def request_headers(self, headers: Headers) -> list[tuple[str, str]]:
         """The headers of the copy, from those with which the call itself is sent."""
+        if self._endpoint_host:
+            headers = routing.without_forwarded_host(headers, self._endpoint_host)
         if not self.changes:
             return list(headers)
         sent = self._request.having(headers, path=self.path, authority=self.authority)
@@ -177,8 +184,9 @@ class Forward:
         self, headers: Headers, status: int, endpoint: EndpointState | None
     ) -> list[tuple[str, str]]:
         asked = self._request
+        authority = self.authority if endpoint is None else self.authority_at(endpoint)
         sent = asked.having(
-            self.request_headers(asked.headers), path=self.path, authority=self.authority
+            self.request_headers(asked.headers), path=self.path, authority=authority
         )
         return routing.mutate(
             headers,
@@ -213,14 +221,16 @@ Decision = Forward | Reply | Passthrough
 PASSTHROUGH = Passthrough()
 
 
-def described(route: Route, cluster: str, view: Any, host: Any, virtual_cluster: str) -> Exchange:
+def described(
+    route: Route, cluster: str, view: Any, host: Any, virtual_cluster: str = ""
+) -> Exchange:
     """What operators may say of the way that a call takes."""
     found = view.clusters.get(cluster)
     configured = found.cluster if found is not None else None
     return Exchange(
         route=route.name,
         virtual_cluster=virtual_cluster,
-        cluster=cluster,
+        cluster="" if found is None else cluster,
         cluster_metadata={} if configured is None else configured.metadata,
         route_metadata=route.metadata,
         host_metadata=host.metadata,

@@ -75,10 +75,8 @@ class Format:
     def fill(self, context: Context) -> str:
         if self.plain is not None:
             return self.plain
-        missing = self.missing
-        return "".join(
-            part if isinstance(part, str) else (part(context) or missing) for part in self._parts
-        )
+        filled = (part if isinstance(part, str) else part(context) for part in self._parts)
+        return "".join(self.missing if text is None else text for text in filled)
 
 
 def is_computed(name: str) -> bool:

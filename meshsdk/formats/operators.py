@@ -110,7 +110,7 @@ NO_PARAMETERS: Final[dict[str, Value | None]] = {
     "DOWNSTREAM_REMOTE_ADDRESS": lambda c: _of(c.exchange.caller.address),
     "GRPC_STATUS_NUMBER": _grpc_status,
     "HOSTNAME": lambda c: _of(c.exchange.caller.hostname),
-    "LOCAL_REPLY_BODY": lambda c: _of(c.body),
+    "LOCAL_REPLY_BODY": lambda c: c.body,
     "PROTOCOL": _protocol,
     "RESPONSE_CODE": lambda c: str(c.status),
     "RESPONSE_FLAGS": _constant("-"),

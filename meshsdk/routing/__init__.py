@@ -25,6 +25,7 @@ from meshsdk.routing.rewriting import (
     rewrite_path,
     shadow_host,
     tls_location,
+    without_forwarded_host,
 )
 from meshsdk.routing.selection import (
     Draw,
@@ -67,4 +68,5 @@ __all__ = [
     "shadow_host",
     "tls_location",
     "virtual_host",
+    "without_forwarded_host",
 ]

@@ -39,22 +39,24 @@ def cors_answer(
         return None
     origins = _first(policies, lambda policy: policy.allow_origins) or ()
     allowed = any(match.matches("*") or match.matches(origin) for match in origins)
+    simple = _simple(policies, origin) if allowed else {}
     wanted = next(iter(request.values("access-control-request-method")), "")
     if request.method == "OPTIONS" and wanted:
         forward = _first(policies, lambda policy: policy.forward_preflights, None)
         if allowed or forward is False:
-            return CorsAnswer(
-                True, _preflight(policies, request, origin if allowed else "", wanted)
-            )
-    if not allowed:
-        return None
-    headers = [("access-control-allow-origin", origin)]
+            return CorsAnswer(True, tuple((_preflight(policies, request, wanted) | simple).items()))
+    return CorsAnswer(False, tuple(simple.items())) if allowed else None
+
+
+def _simple(policies: Sequence[CorsPolicy], origin: str) -> dict[str, str]:
+    """What every answer to an origin that is allowed gets, that to a preflight too."""
+    found = {"access-control-allow-origin": origin}
     if _first(policies, lambda policy: policy.allow_credentials, None):
-        headers.append(("access-control-allow-credentials", "true"))
+        found["access-control-allow-credentials"] = "true"
     exposed = _first(policies, lambda policy: policy.expose_headers)
     if exposed:
-        headers.append(("access-control-expose-headers", exposed))
-    return CorsAnswer(False, tuple(headers))
+        found["access-control-expose-headers"] = exposed
+    return found
 
 
 def _enabled(policy: CorsPolicy, random: Random) -> bool:
@@ -69,23 +71,21 @@ def _first(
     return next((value for value in map(read, policies) if value not in unset), None)
 
 
-def _preflight(
-    policies: Sequence[CorsPolicy], request: Request, origin: str, wanted: str
-) -> tuple[tuple[str, str], ...]:
+def _preflight(policies: Sequence[CorsPolicy], request: Request, wanted: str) -> dict[str, str]:
     asked = next(iter(request.values("access-control-request-headers")), "")
     methods = _first(policies, lambda policy: policy.allow_methods)
     names = _first(policies, lambda policy: policy.allow_headers)
-    private = _first(policies, lambda policy: policy.allow_private_network, None)
-    asks_private = request.values("access-control-request-private-network")[:1] == ["true"]
-    found = {
-        "access-control-allow-origin": origin,
-        "access-control-allow-credentials": _first(
-            policies, lambda policy: policy.allow_credentials, None
-        )
-        and "true",
-        "access-control-allow-methods": wanted if methods == "*" else methods,
-        "access-control-allow-headers": asked if names == "*" else names,
-        "access-control-max-age": _first(policies, lambda policy: policy.max_age),
-        "access-control-allow-private-network": "true" if private and asks_private else None,
-    }
-    return tuple((name, value) for name, value in found.items() if value)
+    age = _first(policies, lambda policy: policy.max_age)
+    found: dict[str, str] = {}
+    if _first(policies, lambda policy: policy.allow_credentials, None):
+        found["access-control-allow-credentials"] = "true"
+    if methods:
+        found["access-control-allow-methods"] = wanted if methods == "*" else methods
+    if names:
+        found["access-control-allow-headers"] = asked if names == "*" else names
+    if age:
+        found["access-control-max-age"] = age
+    private = request.values("access-control-request-private-network")[:1] == ["true"]
+    if private and _first(policies, lambda policy: policy.allow_private_network, None):
+        found["access-control-allow-private-network"] = "true"
+    return found

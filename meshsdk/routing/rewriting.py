@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 from meshsdk.formats import Context, Exchange
 from meshsdk.matching import PathKind, PathMatch, compile_regex
 from meshsdk.model import ForwardAction, RedirectAction, RegexRewrite
-from meshsdk.routing.request import Request
+from meshsdk.routing.request import Headers, Request
 
-_WHOLE = (PathKind.EXACT, PathKind.REGEX, PathKind.CONNECT, PathKind.TEMPLATE)
+_WHOLE = (PathKind.REGEX, PathKind.CONNECT, PathKind.TEMPLATE)
 
-_compiled = lru_cache(maxsize=1024)(compile_regex)
+_GROUP = re.compile(r"\\(.)")
+
+
+@lru_cache(maxsize=1024)
+def _substituter(pattern: str, substitution: str) -> Callable[[str], str]:
+    """As RE2's `GlobalReplace`: \\0 is the whole match, \\1 to \\9 are its groups."""
+    pieces: list[str | int] = []
+    position = 0
+    for found in _GROUP.finditer(substitution):
+        pieces.append(substitution[position : found.start()])
+        pieces.append(int(found[1]) if found[1].isdecimal() else found[1])
+        position = found.end()
+    pieces.append(substitution[position:])
+
+    def expand(match: Any) -> str:
+        return "".join(p if isinstance(p, str) else match[p] or "" for p in pieces)
+
+    regex = compile_regex(pattern)
+    return lambda text: str(regex.sub(expand, text))
 
 
 def replaced(rewrite: RegexRewrite, text: str) -> str:
     """A text with every match of the expression substituted."""
-    result: str = _compiled(rewrite.pattern).sub(rewrite.substitution, text)
-    return result
+    return _substituter(rewrite.pattern, rewrite.substitution)(text)
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -31,16 +51,27 @@ def rewrite_path(
 ) -> str:
     """Path with query after `prefix_rewrite` or `regex_rewrite`; the query stays.
 
-    A prefix rewrite replaces the matched prefix, and the whole path where the route matched it
-    exactly or by expression. A rewrite that leaves nothing changes nothing.
+    A prefix rewrite replaces what the route names of the path, and all of it where the route
+    matched by expression; path parameters that were ignored stay behind it. A rewrite that leaves
+    nothing changes nothing.
     """
     if not prefix and regex is None:
         return target
     path, rest = split_target(target)
     if prefix:
-        return prefix + ("" if match.kind in _WHOLE else path[len(match.value) :]) + rest
+        if match.kind in _WHOLE:
+            return prefix + rest
+        matched, behind = path[: len(match.value)], path[len(match.value) :]
+        if matched != match.value and not (match.ignore_case and _alike(matched, match.value)):
+            return target  # with path parameters in between
+        return prefix + behind + rest
     assert regex is not None
-    return replaced(regex, path) + rest or target
+    rewritten = replaced(regex, path)
+    return rewritten + rest if rewritten else target
+
+
+def _alike(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
 
 
 def path_of(action: ForwardAction, match: PathMatch, request: Request, exchange: Exchange) -> str:
@@ -89,10 +120,22 @@ def forwarded_host(headers: list[tuple[str, str]], host: str) -> list[tuple[str,
     return [*((k, v) for k, v in headers if k.lower() != name), (name, host)]
 
 
+def without_forwarded_host(headers: Headers, host: str) -> list[tuple[str, str]]:
+    """The headers before `forwarded_host` put this one in."""
+    found = []
+    for name, value in headers:
+        if name.lower() == "x-forwarded-host":
+            if value == host:
+                continue
+            value = value.removesuffix(f",{host}")
+        found.append((name, value))
+    return found
+
+
 def shadow_host(host: str) -> str:
     """The host of a copy: `-shadow` in front of the port."""
     name, colon, port = host.rpartition(":")
-    if colon and port.isdigit():
+    if colon and not port.endswith("]"):
         return f"{name}-shadow:{port}"
     return f"{host}-shadow"
 

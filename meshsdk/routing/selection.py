@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from meshsdk.matching import PathKind
@@ -9,6 +10,7 @@ from meshsdk.model import Route, RouteConfiguration, VirtualHost
 from meshsdk.routing.request import Random, Request
 
 _WHOLE = 1 << 53
+_PARAMETERS = re.compile(";[^/]*")
 
 
 class Draw:
@@ -43,7 +45,8 @@ def virtual_host(config: RouteConfiguration, request: Request) -> VirtualHost | 
 
 def comparable_path(config: RouteConfiguration, request: Request) -> str:
     """The path by which routes are chosen."""
-    return request.path.partition(";")[0] if config.ignore_path_parameters else request.path
+    path = request.path
+    return _PARAMETERS.sub("", path) if config.ignore_path_parameters and ";" in path else path
 
 
 def matches(route: Route, request: Request, number: Number, path: str | None = None) -> bool:
@@ -63,7 +66,8 @@ def path_matches(route: Route, request: Request, path: str) -> bool:
         return request.method == "CONNECT"
     if not request.target and request.method == "CONNECT":
         return False
-    return match.matches(path)
+    # Envoy leaves path parameters where they are for templates.
+    return match.matches(request.path if match.kind is PathKind.TEMPLATE else path)
 
 
 def conditions_hold(route: Route, request: Request, number: Number) -> bool:

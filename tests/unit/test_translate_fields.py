@@ -444,6 +444,7 @@ def test_preflights() -> None:
         "access-control-allow-credentials": "true",
         "access-control-allow-methods": "GET,PUT",
         "access-control-allow-headers": "x-a",
+        "access-control-expose-headers": "x-b",  # Envoy says so here too
         "access-control-max-age": "3600",
     }
 

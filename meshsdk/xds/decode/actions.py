@@ -107,7 +107,10 @@ class Actions:
 
             return sub("route", forward, route.route, notes)
         if which == "redirect":
-            return sub("redirect", _redirect, route.redirect, notes)
+            action = sub("redirect", _redirect, route.redirect, notes)
+            if match.path.kind is PathKind.TEMPLATE and action.prefix_rewrite is not None:
+                raise Bad("redirect.prefix_rewrite", "does not go together with path_match_policy")
+            return action
         if which == "direct_response":
             return sub("direct_response", self._direct_response, route.direct_response, notes)
         if which == "non_forwarding_action":
