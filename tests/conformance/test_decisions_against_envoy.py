@@ -1,328 +1,391 @@
 """The decision core and real Envoy, given the same route configuration and the same requests.
 
-Hypothesis draws virtual hosts; one Envoy serves all of them, each under a domain of its own, and
-an echo server behind it says what arrived. Status, cluster, path, authority, headers and redirect
-target must be equal.
+Hypothesis draws configurations (`drawing`); one Envoy serves some hundred virtual hosts under
+several route configurations, and echo servers behind it say what arrived. Status, cluster, path,
+authority, headers, redirect target, body, copies and the host chosen for a hash key must be equal.
+
+`make diff N=10000` asks for so many virtual hosts; DIFF_CASES and DIFF_SEED do the same by hand.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
-import random
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import os
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from envoy.config.route.v3 import route_pb2
-from google.protobuf import json_format
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import seed as seeded
 from hypothesis import strategies as st
 
-from meshsdk.balancing import ClusterPool
-from meshsdk.call import Forward, Reply, Request, decide
-from meshsdk.model import Assignment, Cluster, Endpoint, ListenerView, LocalityEndpoints
-from meshsdk.xds.decode import DECODERS
-from tests.support.envoy import FAULT, Envoy, http_listener, static_cluster, typed
-from tests.support.resources import RDS
+from meshsdk import routing
+from meshsdk.matching import CookieMatch, HeaderMatch, PathKind, PathMatch, QueryMatch, StringMatch
+from meshsdk.model import ListenerView
+from tests.conformance import drawing
+from tests.conformance.decision_cases import EDGES, FIXED
+from tests.support.envoy import Envoy
+from tests.support.referee import Asked, Echoes, Envoys, ask_us, listener, same, view_of
 
-CLUSTERS = ("alpha", "beta")
-Case = tuple[dict[str, Any], list[tuple[str, str, list[tuple[str, str]]]]]
-
-words = st.sampled_from(["a", "b", "Ab", "x1"])
-paths = st.sampled_from(["/", "/a", "/A", "/a/", "/a/b", "/ab", "/b/a", "/x1/y"])
-queries = st.sampled_from(["", "?q=a", "?q=b&r=1", "?r", "?q=a&q=b"])
-string_match = st.one_of(
-    st.fixed_dictionaries({kind: words}, optional={"ignore_case": st.booleans()})
-    for kind in ("exact", "prefix", "suffix", "contains")
-) | st.sampled_from(["[ab].*", "x\\d", "A?b"]).map(lambda r: {"safe_regex": {"regex": r}})
+Json = dict[str, Any]
+_HOSTS_PER_LISTENER = 25
+_HOSTS_PER_ENVOY = 250
 
 
-def flags(*names: str) -> dict[str, st.SearchStrategy[Any]]:
-    return {name: st.booleans() for name in names}
+def drawn(strategy: Any, count: int, seed: int) -> list[Any]:
+    """Different values drawn by hypothesis, the same ones for the same seed."""
+    found: dict[str, Any] = {}
 
-
-header_match = st.one_of(
-    st.fixed_dictionaries(
-        {"name": st.just("x-m"), "string_match": string_match},
-        optional=flags("invert_match", "treat_missing_header_as_empty"),
-    ),
-    st.fixed_dictionaries(
-        {"name": st.just("x-m"), "present_match": st.booleans()},
-        optional=flags("invert_match", "treat_missing_header_as_empty"),
-    ),
-    st.fixed_dictionaries(
-        {"name": st.just("x-n"), "range_match": st.just({"start": "1", "end": "5"})},
-        optional=flags("invert_match"),
-    ),
-    st.just({"name": ":method", "string_match": {"exact": "GET"}}),
-)
-query_match = st.one_of(
-    st.fixed_dictionaries({"name": st.sampled_from(["q", "r"]), "string_match": string_match}),
-    st.fixed_dictionaries({"name": st.sampled_from(["q", "r"]), "present_match": st.booleans()}),
-)
-path_match = st.one_of(
-    paths.map(lambda p: {"prefix": p}),
-    paths.map(lambda p: {"path": p}),
-    st.sampled_from(["/a", "/A", "/x1"]).map(lambda p: {"path_separated_prefix": p}),
-    st.sampled_from(["/a.*", "/(a|b)/.*", "/x\\d/y"]).map(lambda r: {"safe_regex": {"regex": r}}),
-)
-match = st.builds(
-    lambda path, more: {**path, **more},
-    path_match,
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "case_sensitive": st.booleans(),
-            "headers": st.lists(header_match, min_size=1, max_size=2),
-            "query_parameters": st.lists(query_match, min_size=1, max_size=1),
-        },
-    ),
-)
-append = st.sampled_from(
-    [
-        "APPEND_IF_EXISTS_OR_ADD",
-        "ADD_IF_ABSENT",
-        "OVERWRITE_IF_EXISTS_OR_ADD",
-        "OVERWRITE_IF_EXISTS",
-    ]
-)
-options = st.lists(
-    st.builds(
-        lambda key, value, action: {
-            "header": {"key": key, "value": value},
-            "append_action": action,
-        },
-        st.sampled_from(["x-add", "x-m", "x-extra"]),
-        st.sampled_from(["one", "two", "100%%", "%REQ(x-m)%", "%REQ(none?:path)%"]),
-        append,
-    ),
-    min_size=1,
-    max_size=3,
-)
-mutations = st.fixed_dictionaries(
-    {},
-    optional={
-        "request_headers_to_add": options,
-        "request_headers_to_remove": st.just(["x-extra"]),
-        "response_headers_to_add": options,
-        "response_headers_to_remove": st.just(["x-echo"]),
-    },
-)
-rewrites = st.sampled_from(
-    [
-        {},
-        {"prefix_rewrite": "/new"},
-        {"prefix_rewrite": "/new/"},
-        {"regex_rewrite": {"pattern": {"regex": "/(\\w)(\\w*)"}, "substitution": "/\\2-\\1"}},
-        {"host_rewrite_literal": "rewritten:81"},
-    ]
-)
-forward = st.builds(
-    lambda cluster, rewrite: {"route": {"cluster": cluster, **rewrite}},
-    st.sampled_from(CLUSTERS),
-    rewrites,
-)
-redirect = st.fixed_dictionaries(
-    {},
-    optional={
-        "host_redirect": st.just("else.where"),
-        "port_redirect": st.just(8443),
-        "strip_query": st.booleans(),
-        "response_code": st.sampled_from(["FOUND", "SEE_OTHER", "PERMANENT_REDIRECT"]),
-    },
-).flatmap(
-    lambda base: st.sampled_from(
-        [
-            base,
-            base | {"https_redirect": True},
-            base | {"scheme_redirect": "https"},
-            base | {"path_redirect": "/p"},
-            base | {"path_redirect": "/p?z=1"},
-            base | {"prefix_rewrite": "/pre"},
-            base | {"regex_rewrite": {"pattern": {"regex": "/a"}, "substitution": "/zz"}},
-        ]
-    )
-)
-direct = st.builds(
-    lambda status, body: {"status": status} | ({"body": {"inline_string": body}} if body else {}),
-    st.sampled_from([200, 404, 503]),
-    st.sampled_from(["", "hello"]),
-)
-action = st.one_of(
-    forward,
-    forward,
-    redirect.map(lambda r: {"redirect": r}),
-    direct.map(lambda d: {"direct_response": d}),
-)
-fault = st.sampled_from([None, None, None, {"http_status": 418}, {"grpc_status": 5}])
-
-
-def with_fault(route: dict[str, Any], abort: dict[str, Any] | None) -> dict[str, Any]:
-    if abort is None:
-        return route
-    filter_config = typed(FAULT, abort=abort | {"percentage": {"numerator": 100}})
-    return route | {"typed_per_filter_config": {"envoy.filters.http.fault": filter_config}}
-
-
-route = st.builds(
-    lambda m, a, mut, f: with_fault({"match": m, **a, **mut}, f), match, action, mutations, fault
-)
-request = st.tuples(
-    st.sampled_from(["GET", "POST"]),
-    st.builds(lambda p, q: p + q, paths, queries),
-    st.lists(
-        st.tuples(
-            st.sampled_from(["x-m", "x-n", "x-extra"]), st.sampled_from(["a", "Ab", "3", "x1"])
-        ),
-        max_size=3,
-    ),
-)
-case = st.tuples(
-    st.builds(
-        lambda routes, mut: {"routes": routes, **mut},
-        st.lists(route, min_size=1, max_size=4),
-        mutations,
-    ),
-    st.lists(request, min_size=3, max_size=3),
-)
-
-
-@pytest.fixture(scope="module")
-def echoes() -> Iterator[dict[str, int]]:
-    """One echo server per cluster: answers with what arrived, as JSON."""
-    servers = []
-    for name in CLUSTERS:
-
-        class Echo(BaseHTTPRequestHandler):
-            cluster = name
-            protocol_version = "HTTP/1.1"
-
-            def do_GET(self) -> None:
-                seen = {"cluster": self.cluster, "path": self.path, "headers": self.headers.items()}
-                body = json.dumps(seen).encode()
-                self.send_response(200)
-                self.send_header("content-length", str(len(body)))
-                self.send_header("x-echo", "yes")
-                self.send_header("x-add", "upstream")
-                self.end_headers()
-                self.wfile.write(body)
-
-            do_POST = do_GET  # noqa: N815
-
-            def log_message(self, *args: Any) -> None: ...
-
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-    yield {name: server.server_port for name, server in zip(CLUSTERS, servers, strict=True)}
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-def sample(count: int, seed: int) -> list[Case]:
-    """Cases drawn by hypothesis, the same ones for the same seed."""
-    drawn: list[Case] = []
-
+    # After its first examples hypothesis varies those it has: many short runs give more.
     @settings(
-        max_examples=count,
+        max_examples=11,
         database=None,
         deadline=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    @given(case)
-    def collect(value: Case) -> None:
-        drawn.append(value)
+    @given(st.lists(strategy, min_size=12, max_size=12))
+    def collect(values: list[Any]) -> None:
+        found.update((repr(value), value) for value in values)
 
-    from hypothesis import seed as seeded
-
-    seeded(seed)(collect)()
-    return drawn
-
-
-WATCHED = ("x-m", "x-n", "x-extra", "x-add", "x-echo")
+    run = 0
+    while len(found) < count:
+        seeded(seed * 1000 + run)(collect)()
+        run += 1
+    return list(found.values())[:count]
 
 
-def watched(headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """The headers that rules may touch; several of one name count as their joined value."""
-    names = sorted({name.lower() for name, _ in headers} & set(WATCHED))
-    return [(n, ",".join(v for k, v in headers if k.lower() == n)) for n in names]
+def domain(kind: str, number: int) -> tuple[str, str]:
+    """(a domain of a virtual host, a host that it takes)"""
+    name = f"case-{number}.test"
+    return {
+        "exact": (name.title(), name),
+        "port": (f"{name}:80", f"{name}:80"),
+        "suffix": (f"*.{name}", f"w.{name}"),
+        "prefix": (f"case-{number}.*", name.upper()),
+    }[kind]
 
 
-def ask_envoy(
-    port: int, domain: str, method: str, path: str, headers: list[tuple[str, str]]
-) -> Any:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
-    connection.putheader("host", domain)
-    for name, value in headers:
-        connection.putheader(name, value)
-    connection.endheaders()
-    answer = connection.getresponse()
-    body = answer.read()
-    connection.close()
-    if answer.headers.get("content-type") is None and body.startswith(b'{"cluster"'):
-        seen = json.loads(body)
-        arrived = [tuple(pair) for pair in seen["headers"]]
-        host = next(value for name, value in arrived if name.lower() == "host")
-        return ("forward", seen["cluster"], seen["path"], host, watched(arrived),
-                watched(answer.getheaders()))  # fmt: skip
-    return (
-        "reply",
-        answer.status,
-        answer.headers.get("location"),
-        body,
-        watched(answer.getheaders()),
-    )
+@dataclass
+class Question:
+    """One request, and what Envoy made of it."""
+
+    config: Json
+    host: Json
+    view: ListenerView
+    port: int
+    number: str
+    asked: Asked
+    theirs: tuple[Any, ...] = ()
 
 
-def ask_us(view: ListenerView, domain: str, method: str, path: str, headers: Any) -> Any:
-    asked = Request(method, path, authority=domain, headers=headers)
-    decision = decide(view, asked, random.random)
-    if isinstance(decision, Forward):
-        back = [("x-echo", "yes"), ("x-add", "upstream")]
-        return ("forward", decision.cluster.cluster.name, decision.path, decision.authority,
-                watched(decision.request_headers(headers)),
-                watched(decision.response_headers(back)))  # fmt: skip
-    assert isinstance(decision, Reply)
-    location = dict(decision.headers).get("location")
-    return ("reply", decision.status, location, decision.body, watched(list(decision.headers)))
-
-
-def our_view(host: dict[str, Any]) -> ListenerView:
-    message = json_format.ParseDict(
-        {"name": "rc", "virtual_hosts": [host]}, route_pb2.RouteConfiguration()
-    )
-    pool = ClusterPool(random.random)
-    assignment = Assignment("x", (LocalityEndpoints((Endpoint("127.0.0.1", 1),)),))
-    clusters = {name: pool.view(Cluster(name), assignment) for name in CLUSTERS}
-    return ListenerView("l", DECODERS[RDS].decode(message, []), clusters)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_every_decision_is_envoys(echoes: dict[str, int], seed: int) -> None:
-    cases = sample(250, seed)
-    hosts = [
-        {"name": f"h{i}", "domains": [f"case-{i}:80", f"case-{i}"], **host}
-        for i, (host, _) in enumerate(cases)
+def static(name: str, ports: list[int], **more: Any) -> Json:
+    endpoints = [
+        {
+            "endpoint": {
+                "address": {"socket_address": {"address": "127.0.0.1", "port_value": port}},
+                "hostname": f"{name}.endpoint",
+            }
+        }
+        for port in ports
     ]
-    clusters = [static_cluster(name, [port]) for name, port in echoes.items()]
-    listener = http_listener({"name": "rc", "virtual_hosts": hosts})
-    mismatches = []
-    with Envoy([listener], clusters) as envoy:
-        for i, (_, requests) in enumerate(cases):
-            view = our_view(hosts[i])
-            for method, path, headers in requests:
-                domain = f"case-{i}:80" if i % 2 else f"case-{i}"
-                theirs = ask_envoy(envoy.port(), domain, method, path, headers)
-                ours = ask_us(view, domain, method, path, headers)
-                if ours != theirs:
-                    mismatches.append(
-                        (hosts[i], method, path, headers, "envoy", theirs, "us", ours)
-                    )
-    first = json.dumps(mismatches[:1], default=str, indent=1)
-    assert not mismatches, f"{len(mismatches)} mismatches, the first: {first}"
+    return {
+        "name": name,
+        "type": "STATIC",
+        "connect_timeout": "1s",
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
+        "metadata": {"filter_metadata": {"ns": {"k": f"meta-{name}"}}},
+        **more,
+    }
+
+
+@pytest.fixture(scope="module")
+def echoes() -> Iterator[Echoes]:
+    made = Echoes({"alpha": 1, "beta": 1, "ring": 3, "maglev": 3, "shadow": 1})
+    yield made
+    made.close()
+
+
+def clusters_of(echoes: Echoes) -> list[Json]:
+    policies: dict[str, Json] = {
+        "ring": {"lb_policy": "RING_HASH"},
+        "maglev": {"lb_policy": "MAGLEV"},
+    }
+    return [static(name, ports, **policies.get(name, {})) for name, ports in echoes.ports.items()]
+
+
+def ask_envoy(echoes: Echoes, configs: list[tuple[Json, list[Any]]]) -> list[Question]:
+    """Every request of every configuration, asked of one Envoy.
+
+    Args:
+        configs: (route configuration with its hosts, for each host its requests).
+    """
+    clusters = clusters_of(echoes)
+    listeners = [listener(f"l{i}", config) for i, (config, _) in enumerate(configs)]
+    questions = []
+    client = Envoys()
+    echoes.copies.clear()
+    with Envoy(listeners, clusters) as envoy:
+        try:
+            for i, (config, requests) in enumerate(configs):
+                view = view_of(config, clusters)
+                for host, asked in requests:
+                    number = f"{i}-{len(questions)}"
+                    question = Question(config, host, view, envoy.port(f"l{i}"), number, asked)
+                    question.theirs = client.ask(question.port, number, asked)
+                    questions.append(question)
+            await_copies(envoy, echoes)
+        finally:
+            client.close()
+    return questions
+
+
+def await_copies(envoy: Envoy, echoes: Echoes) -> None:
+    """Until every copy that Envoy sent has arrived."""
+    url = f"http://{envoy.admin}/stats?filter=^cluster.shadow.upstream_rq_total$"
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        text = urllib.request.urlopen(url, timeout=5).read().decode()
+        if sum(map(len, echoes.copies.values())) == int(text.rpartition(":")[2]):
+            return
+        time.sleep(0.05)
+    raise AssertionError("copies that Envoy sent did not arrive")
+
+
+def configurations(count: int, seed: int) -> list[tuple[Json, list[Any]]]:
+    hosts = drawn(drawing.case(), count, seed)
+    wholes = drawn(drawing.configuration(), -(-count // _HOSTS_PER_LISTENER), seed)
+    made = []
+    for start in range(0, len(hosts), _HOSTS_PER_LISTENER):
+        chunk = hosts[start : start + _HOSTS_PER_LISTENER]
+        whole = dict(wholes[start // _HOSTS_PER_LISTENER], name="rc", validate_clusters=False)
+        ported = not whole.get("ignore_port_in_host_matching")
+        virtual_hosts, requests = [], []
+        for number, (host, kind, asked) in enumerate(chunk, start):
+            taken, name = domain(kind if ported or kind != "port" else "exact", number)
+            virtual_hosts.append({"name": f"h{number}", "domains": [taken], **host})
+            requests += [(virtual_hosts[-1], Asked(name, *request)) for request in asked]
+        made.append(({**whole, "virtual_hosts": virtual_hosts}, requests))
+    return made
+
+
+def differences(questions: list[Question], echoes: Echoes | None) -> list[str]:
+    """What we do otherwise, in words; the copies are compared where `echoes` are given."""
+    found = []
+    for question in questions:
+        ours, copies = ask_us(question.view, question.number, question.asked)
+        theirs = question.theirs
+        equal = same(theirs, ours)
+        if echoes is not None:
+            arrived = echoes.copies.get(question.number, [])
+            equal = equal and sorted(arrived) == sorted(copies)
+            ours, theirs = (*ours, copies), (*theirs, arrived)
+        if not equal:
+            rest = {k: v for k, v in question.config.items() if k != "virtual_hosts"}
+            found.append(
+                f"{question.asked}\nenvoy {theirs}\nus    {ours}\nhost  {question.host}\n"
+                f"config {rest}"
+            )
+    return found
+
+
+@pytest.fixture(scope="module")
+def edges(echoes: Echoes) -> list[Question]:
+    """The cases made by hand, with Envoy's answers."""
+    return ask_envoy(echoes, by_hand(EDGES))
+
+
+@pytest.fixture(scope="module")
+def answered(echoes: Echoes, edges: list[Question]) -> list[Question]:
+    """The first drawn questions and the cases made by hand, with Envoy's answers."""
+    return ask_envoy(echoes, configurations(_HOSTS_PER_ENVOY, 1)) + edges
+
+
+def by_hand(
+    cases: dict[str, tuple[Json, Json, Any]],
+) -> list[tuple[Json, list[Any]]]:
+    configs = []
+    for number, (config, host, request) in enumerate(cases.values()):
+        named = {"name": "h", "domains": [f"case-{number}.test"], **host}
+        asked = Asked(f"case-{number}.test", *request)
+        whole = {"name": "rc", "validate_clusters": False, **config, "virtual_hosts": [named]}
+        configs.append((whole, [(named, asked)]))
+    return configs
+
+
+def test_every_edge_is_envoys(echoes: Echoes, edges: list[Question]) -> None:
+    assert differences(edges, echoes) == []
+
+
+def test_every_decision_is_envoys(echoes: Echoes, capsys: pytest.CaptureFixture[str]) -> None:
+    count = int(os.environ.get("DIFF_CASES", "500"))
+    first = int(os.environ.get("DIFF_SEED", "1"))
+    drawn_fields: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    asked = 0
+    for seed in range(first, first + max(1, count // _HOSTS_PER_ENVOY)):
+        configs = configurations(_HOSTS_PER_ENVOY, seed)
+        for config, _ in configs:
+            drawn_fields += drawing.fields(config)
+        questions = ask_envoy(echoes, configs)
+        asked += len(questions)
+        kinds += Counter(kind_of(question.theirs) for question in questions)
+        wrong = differences(questions, echoes)
+        assert not wrong, f"seed {seed}: {len(wrong)} differences, the first:\n{wrong[0]}"
+    with capsys.disabled():
+        print(f"\n{asked} requests, no difference; answers: {dict(kinds)}")
+        print("fields drawn, and how often:")
+        for name, times in sorted(drawn_fields.items()):
+            print(f"  {name:70} {times}")
+
+
+def kind_of(answer: tuple[Any, ...]) -> str:
+    return f"{answer[0]} {answer[1]}"
+
+
+# --- mutations of our matcher, each of which must be found ------------------------------------
+
+
+def segments_only(original: Any) -> Any:
+    def matches(self: PathMatch, path: str) -> bool:
+        if self.kind is PathKind.PREFIX and len(self.value) > 1 and not self.ignore_case:
+            rest = path[len(self.value) :]
+            return path.startswith(self.value) and (not rest or rest[0] == "/")
+        return bool(original(self, path))
+
+    return matches
+
+
+def case_matters(original: Any) -> Any:
+    def matches(self: PathMatch, path: str) -> bool:
+        found = bool(original(self, path))
+        return found and not (self.ignore_case and not original(self, path.swapcase().lower()))
+
+    def strict(self: PathMatch, path: str) -> bool:
+        if self.ignore_case and self.kind is PathKind.PREFIX:
+            return path.startswith(self.value)
+        if self.ignore_case and self.kind is PathKind.EXACT:
+            return path == self.value
+        return matches(self, path)
+
+    return strict
+
+
+def never_inverted(original: Any) -> Any:
+    def matches(self: HeaderMatch, headers: Any) -> bool:
+        return bool(original(self, headers)) != (self.invert and bool(headers.values(self.name)))
+
+    return matches
+
+
+def absent_is_nothing(original: Any) -> Any:
+    def matches(self: HeaderMatch, headers: Any) -> bool:
+        if self.missing_as_empty and not headers.values(self.name):
+            return False
+        return bool(original(self, headers))
+
+    return matches
+
+
+def up_to_the_end(original: Any) -> Any:
+    def one(self: HeaderMatch, value: str) -> bool:
+        if self.range is not None and value == str(self.range[1]):
+            return True
+        return bool(original(self, value))
+
+    return one
+
+
+def any_parameter(original: Any) -> Any:
+    def matches(self: QueryMatch, query: str) -> bool:
+        return any(original(self, item) for item in (query.split("&") if query else [""]))
+
+    return matches
+
+
+def cookies_not_inverted(original: Any) -> Any:
+    def matches(self: CookieMatch, headers: Any) -> bool:
+        return bool(original(self, headers)) != self.invert
+
+    return matches
+
+
+def case_of_strings_matters(original: Any) -> Any:
+    def matches(self: StringMatch, text: str) -> bool:
+        if self.ignore_case and self.kind.value == "exact":
+            return text == self.value
+        return bool(original(self, text))
+
+    return matches
+
+
+def last_route_wins(original: Any) -> Any:
+    def select(config: Any, host: Any, request: Any, number: Any) -> Any:
+        path = routing.comparable_path(config, request)
+        found = [
+            route
+            for route in routing.routes_for(host, request, path)
+            if routing.matches(route, request, number, path)
+        ]
+        return found[-1] if found else None
+
+    return select
+
+
+def without_rotation(original: Any) -> Any:
+    def key(policies: Any, request: Any, caller: Any, random: Any) -> Any:
+        total, made = None, ()
+        for policy in policies:
+            value, cookies = original([policy], request, caller, random)
+            made += cookies
+            if value is not None:
+                total = value if total is None else total ^ value
+            if policy.terminal and total is not None:
+                break
+        return total, made
+
+    return key
+
+
+MUTATIONS: dict[str, tuple[Any, str, Callable[[Any], Any]]] = {
+    "prefixes end at a slash": (PathMatch, "matches", segments_only),
+    "paths are compared with their case": (PathMatch, "matches", case_matters),
+    "header conditions are never inverted": (HeaderMatch, "matches", never_inverted),
+    "an absent header is never empty": (HeaderMatch, "matches", absent_is_nothing),
+    "ranges include their end": (HeaderMatch, "_one", up_to_the_end),
+    "any of several query parameters counts": (QueryMatch, "matches", any_parameter),
+    "cookie conditions are never inverted": (CookieMatch, "matches", cookies_not_inverted),
+    "exact strings are compared with their case": (StringMatch, "matches", case_of_strings_matters),
+    "the last route wins": (routing, "select", last_route_wins),
+    "hash keys are combined without rotation": (routing, "hash_key", without_rotation),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_of_our_matcher_is_found(
+    answered: list[Question], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    owner, attribute, mutate = MUTATIONS[name]
+    monkeypatch.setattr(owner, attribute, mutate(getattr(owner, attribute)))
+    assert differences(answered, None)
+
+
+# --- what was found once ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def once(echoes: Echoes) -> dict[str, list[str]]:
+    """The differences in cases that differed once, by their names."""
+    questions = ask_envoy(echoes, by_hand(FIXED))
+    return {
+        name: differences([question], echoes)
+        for name, question in zip(FIXED, questions, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_a_case_that_differed_once(once: dict[str, list[str]], name: str) -> None:
+    assert not once[name]

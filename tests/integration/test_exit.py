@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.ads import AdsServer, free_port
+from tests.support.programs import unmeasured
 from tests.support.resources import service
 
 NAME = "reviews.default.svc.cluster.local:9080"
@@ -44,6 +45,7 @@ def seconds_to_exit(script: str, address: str) -> float:
     process = subprocess.Popen(
         [sys.executable, "-c", script, address],
         cwd=ROOT,
+        env=unmeasured(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

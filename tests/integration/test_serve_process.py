@@ -127,7 +127,11 @@ def test_an_address_may_stand_in_brackets(config: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_it_and_its_streams(config: Path, number: signal.Signals) -> None:
-    process = Serving("--config", str(config)).ready()
+    before = signal.signal(number, signal.default_int_handler)  # tests may run under nohup, too
+    try:
+        process = Serving("--config", str(config)).ready()
+    finally:
+        signal.signal(number, before)
     with AdsClient(process.xds) as client:
         client.subscribe(LDS, NAME)
         client.wait(lambda: client.responses)

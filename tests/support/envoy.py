@@ -66,6 +66,11 @@ def static_cluster(
     return cluster
 
 
+def _shortened(log: str) -> str:
+    """Beginning and end of a log: Envoy writes what it refuses in between."""
+    return log if len(log) < 4000 else f"{log[:2000]}\n…\n{log[-2000:]}"
+
+
 class Envoy:
     """One Envoy process; a context manager. `port(name)` is the port of a listener."""
 
@@ -102,7 +107,7 @@ class Envoy:
         deadline = time.monotonic() + 20
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise AssertionError("Envoy refused: " + (folder / "log").read_text()[-4000:])
+                raise AssertionError(f"Envoy refused: {_shortened((folder / 'log').read_text())}")
             try:
                 self.admin = (folder / "admin").read_text().strip()
                 if self._ask("/ready").strip() == b"LIVE":

