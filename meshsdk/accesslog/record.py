@@ -65,12 +65,14 @@ class Record:
         random: uniform numbers in [0, 1), for logs of a share of the calls.
 
     Attributes:
+        decision: what the mesh decided; None before.
         received, sent: bytes of the bodies of request and response, so far.
     """
 
     __slots__ = (
-        "_answered", "_attempts", "_began", "_connected", "_decision", "_endpoint", "_headers",
-        "_open", "_random", "_request", "_status", "_tried", "_view", "received", "sent",
+        "_answered", "_attempts", "_began", "_connected", "_endpoint", "_headers",
+        "_open", "_random", "_request", "_status", "_tried", "_view", "decision", "received",
+        "sent",
     )  # fmt: skip
 
     def __init__(
@@ -80,7 +82,7 @@ class Record:
         self._request = request
         self._began = began
         self._random = random
-        self._decision: Decision | None = None
+        self.decision: Decision | None = None
         self._endpoint: EndpointState | None = None
         self._attempts = 0
         self._connected = False
@@ -92,8 +94,13 @@ class Record:
         self.received = 0
         self.sent = 0
 
+    @property
+    def answers(self) -> bool:
+        """Whether the response of an endpoint is known to have begun."""
+        return self._answered is not None
+
     def decided(self, decision: Decision) -> None:
-        self._decision = decision
+        self.decision = decision
 
     def tried(self, endpoint: EndpointState | None, now: float) -> None:
         """An endpoint is going to be tried."""
@@ -103,11 +110,17 @@ class Record:
 
     def answered(self, now: float, status: int, headers: Iterable[tuple[str, str]]) -> None:
         """The response of an endpoint began; `headers` as the caller sees them."""
-        self._connected = True
-        self._answered = now
         self._status = status
+        now = self.began_to_answer(now)
         took = (_SERVICE_TIME, str(int((now - self._tried) * 1000)))
         self._headers = (*(pair for pair in headers if pair[0].lower() != _SERVICE_TIME), took)
+
+    def began_to_answer(self, now: float) -> float:
+        """The response of an endpoint is there; returns since when."""
+        self._connected = True
+        if self._answered is None:
+            self._answered = now
+        return self._answered
 
     def replied(self, status: int, headers: Iterable[tuple[str, str]], sent: int) -> None:
         """The mesh answered itself, with a body of so many bytes."""
@@ -134,8 +147,8 @@ class Record:
             self._open.pop()
         except IndexError:  # whoever was first, perhaps in another thread
             return []
-        if error is None and isinstance(self._decision, Reply):
-            error = self._decision.error
+        if error is None and isinstance(self.decision, Reply):
+            error = self.decision.error
         if outcome is Outcome.RESET and self._answered is None and not self._request.grpc:
             self._status = 503
         if self._request.grpc and grpc is None and self._status:
@@ -159,7 +172,7 @@ class Record:
         grpc: int | None,
     ) -> Ended:
         flags = []
-        if self._decision is not None and self._decision.delay:
+        if self.decision is not None and self.decision.delay:
             flags.append("DI")
         failure = _failure(error)
         if error is not None:
@@ -196,10 +209,10 @@ class Record:
             return "http2.remote_reset" if self._request.grpc else "downstream_remote_disconnect"
         if outcome is Outcome.RESET:
             return _RESET.format(when, "connection_termination")
-        return "direct_response" if isinstance(self._decision, Reply) else "via_upstream"
+        return "direct_response" if isinstance(self.decision, Reply) else "via_upstream"
 
     def _context(self, ended: Ended, error: CallError | None) -> Context:
-        decision, request = self._decision, self._request
+        decision, request = self.decision, self._request
         route = cluster = ""
         metadata: Any = {}
         if isinstance(decision, Forward):
