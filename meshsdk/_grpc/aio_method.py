@@ -12,7 +12,8 @@ import grpc.aio
 from meshsdk._grpc.aio_calls import MeshCall, Started
 from meshsdk._grpc.aio_pool import AioPool, working_loop
 from meshsdk._grpc.aio_trip import Trip
-from meshsdk._grpc.plan import Method
+from meshsdk._grpc.logged import watch_aio
+from meshsdk._grpc.plan import Method, Plan
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward
 from meshsdk.errors import NoHealthyUpstream
@@ -72,6 +73,12 @@ class AioMethod(Method):
             return self._direct_call(request, timeout, *rest)
         self._pool.check_open()
         trip = Trip(self, request, timeout, *rest, decision=decision)
+        call = self._begun(plan, trip)
+        if plan.view is None or plan.logged:
+            watch_aio(lambda: trip.record, call)
+        return call
+
+    def _begun(self, plan: Plan, trip: Trip) -> Any:
         if plan.view is not None and not trip.waits:
             decision = trip.decide(plan)
             if (
@@ -85,7 +92,7 @@ class AioMethod(Method):
                     if ready or not self.unary_request:
                         limit = trip.limit(decision)
                         call = trip.start(decision, endpoint, limit, waits=None)
-                        plain = trip.cutter is None and trip.copier is None
+                        plain = trip.cutter is None and trip.copier is None and not plan.logged
                         if ready and limit.expires is None and plain:
                             return call
                         return self.late_call(Started(call, trip.attempt), trip)

@@ -23,6 +23,7 @@ from meshsdk._grpc.values import (
     replied,
     with_traces,
 )
+from meshsdk.accesslog import Record
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward, Reply
 from meshsdk.errors import MeshClosed, NoHealthyUpstream, NotReady
@@ -47,6 +48,7 @@ class Trip:
     __slots__ = (
         "arguments",
         "attempt",
+        "began",
         "chosen",
         "copier",
         "cutter",
@@ -55,6 +57,7 @@ class Trip:
         "given",
         "metadata",
         "method",
+        "record",
         "request",
         "traces",
         "waits",
@@ -76,7 +79,8 @@ class Trip:
         self.method = method
         self.request = request
         self.given = timeout
-        self.ends = None if timeout is None else monotonic() + timeout
+        self.began = monotonic()
+        self.ends = None if timeout is None else self.began + timeout
         self.metadata = metadata
         self.waits = waits
         self.arguments = {"credentials": credentials, "compression": compression}
@@ -86,6 +90,7 @@ class Trip:
         self.decision = decision
         self.attempt: Attempt | None = None
         self.cutter: Cutter | None = None
+        self.record: Record | None = None
 
     def _remaining(self) -> float | None:
         return None if self.ends is None else max(0.0, self.ends - monotonic())
@@ -135,6 +140,12 @@ class Trip:
             if self.traces:
                 self.metadata = with_traces(self.metadata, self.traces)
             self.decision = self.method.decide(plan, self.metadata, random)
+        if plan.logged:
+            if self.record is None:
+                waited = monotonic() - self.began
+                self.record = self.method.record(plan, self.metadata, waited)
+            if self.record is not None:
+                self.record.decided(self.decision)
         return self.decision
 
     async def _known_plan(self) -> Plan:
@@ -162,7 +173,9 @@ class Trip:
         return await self._attempts(decision)
 
     def _untouched(self) -> Any:
-        return self.method.direct()(
+        method, record = self.method, self.record
+        direct = method.direct() if record is None else method.watched_direct(record)
+        return direct(
             self.request,
             timeout=self._remaining(),
             metadata=self.metadata,
@@ -216,7 +229,10 @@ class Trip:
             request = told(request, self.cutter.requested)
         try:
             line = self.method.callable(forward, endpoint)
-            call = line.call(
+            callable = line.call
+            if self.record is not None:
+                callable = self.method.watched(forward, endpoint, self.record) or callable
+            call = callable(
                 request,
                 timeout=limit.left(monotonic()),
                 metadata=metadata,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
+from meshsdk._grpc.logged import counting, record_of
 from meshsdk._grpc.pool import Lane, Pool
 from meshsdk._grpc.values import headers_of, sendable
+from meshsdk.accesslog import Record
 from meshsdk.balancing import EndpointState
 from meshsdk.call import (
     Decision,
@@ -56,9 +59,10 @@ class Plan:
         way: of every call, if they all go the same and nothing but the endpoint is to be chosen.
         ways: of the decisions that the table hands out again and again, by their `id()`.
         raw: calls go to the direct channel exactly as they are.
+        logged: calls go into an access log, and none of them the hot path.
     """
 
-    __slots__ = ("raw", "snapshot", "table", "view", "way", "ways")
+    __slots__ = ("logged", "raw", "snapshot", "table", "view", "way", "ways")
 
     def __init__(
         self, snapshot: Snapshot | None, view: ListenerView | None, table: MethodTable | None
@@ -67,6 +71,7 @@ class Plan:
         self.view = view
         self.table = table
         self.raw = view is not None and view.passthrough
+        self.logged = view is not None and bool(view.access_logs)
         self.way: Way | None = None
         self.ways: dict[int, Way] = {}
 
@@ -172,7 +177,7 @@ class Method:
         table = compile(view, self._pool.authority or "", self._path)
         plan = Plan(snapshot, view, table)
         forward = table.static
-        if forward is not None and not forward.changes_response:
+        if forward is not None and not (forward.changes_response or plan.logged):
             plan.way = Way(forward, self.lane(forward))
         return plan
 
@@ -206,12 +211,33 @@ class Method:
             return way
         if not isinstance(decision, Forward) or decision.delay or decision.changes_response:
             return decision
-        if decision.mirrors:
+        if decision.mirrors or plan.logged:
             return decision
         way = Way(decision, self.lane(decision))
         if plan.table is not None and not plan.table.needs_request:
             plan.ways[id(decision)] = way  # kept alive by the way
         return way
+
+    def record(self, plan: Plan, metadata: Any, waited: float) -> Record | None:
+        """What an access log wants to know of a call that began `waited` seconds ago."""
+        if not plan.logged or plan.view is None:
+            return None
+        return record_of(plan.view, self._pool.authority or "", self._path, metadata, waited)
+
+    def watched(self, forward: Forward, endpoint: EndpointState, record: Record) -> Any:
+        """A multicallable for one call on a picked endpoint, whose messages are counted."""
+        channel = self._pool.channel_of(self, forward, endpoint)
+        make = getattr(channel, self.factory, None)
+        if make is None:  # the endpoint has just gone
+            return None
+        record.tried(endpoint, monotonic())
+        return make(forward.path, *counting(self._codecs, record))
+
+    def watched_direct(self, record: Record) -> Any:
+        """`direct` for one call, whose messages are counted."""
+        record.tried(None, monotonic())
+        make = getattr(self._pool.direct(), self.factory)
+        return make(self._path, *counting(self._codecs, record))
 
     def direct(self) -> Any:
         """The multicallable of the direct channel."""

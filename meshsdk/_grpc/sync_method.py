@@ -10,9 +10,10 @@ from typing import Any
 import grpc
 
 from meshsdk._grpc.calls import MeshCall, MeshRpcError
+from meshsdk._grpc.logged import broke_off, over, watch
 from meshsdk._grpc.plan import Method
 from meshsdk._grpc.pool import MeshLike, Pool
-from meshsdk._grpc.trip import Args, Start, Trip, drive, state_of
+from meshsdk._grpc.trip import Args, Start, Trip, drive, plain, state_of
 from meshsdk._grpc.values import Failure, given_up
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward
@@ -106,10 +107,23 @@ class SyncMethod(Method):
         if plan.raw:
             return start(self.direct(), request, *args)
         self._pool.check_open()
+        trip = Trip(self, start, request, args, decision)
         try:
-            return Trip(self, start, request, args, decision).run()
+            result = trip.run()
         except Failure as failure:
-            raise MeshRpcError(failure) from failure.cause
+            ended = MeshRpcError(failure)
+            if trip.record is not None:
+                over(trip.record, ended)
+            raise ended from failure.cause
+        except BaseException as error:
+            if trip.record is not None:
+                broke_off(trip.record, error)
+            raise
+        if trip.record is None:
+            return result
+        response, call = result
+        over(trip.record, call)
+        return response if start is plain else result
 
     def _launch(self, start: Start, request: Any, args: Args) -> Any:
         """A call object, at once: of grpc if nothing has to be waited for."""
@@ -123,13 +137,21 @@ class SyncMethod(Method):
         if plan.view is not None and not args.wait_for_ready:
             decision = trip.decide(plan)
             if not decision.delay:
-                try:
-                    return trip.send(decision)
-                except NoHealthyUpstream as error:
-                    return MeshRpcError(given_up(error, decision))
-                except Failure as failure:
-                    return MeshRpcError(failure)
+                return self._sent(trip, decision)
         call = trip.call = MeshCall(trip.ends)
         self.life.late.add(call)
         threading.Thread(target=drive, args=(trip, call), name="meshsdk-call", daemon=True).start()
+        return call
+
+    def _sent(self, trip: Trip, decision: Decision) -> Any:
+        """A call object for which nothing has to be waited for."""
+        call: Any
+        try:
+            call = trip.send(decision)
+        except NoHealthyUpstream as error:
+            call = MeshRpcError(given_up(error, decision))
+        except Failure as failure:
+            call = MeshRpcError(failure)
+        if trip.record is not None:
+            watch(trip.record, call)
         return call

@@ -15,6 +15,7 @@ from meshsdk._grpc.attempt import Attempt, Limit
 from meshsdk._grpc.calls import CHANNEL_CLOSED, MeshCall, MeshRpcError
 from meshsdk._grpc.copies import copier_of
 from meshsdk._grpc.cutter import Cutter, Requests
+from meshsdk._grpc.logged import watch
 from meshsdk._grpc.plan import Plan, mutated
 from meshsdk._grpc.pool import Pool
 from meshsdk._grpc.values import (
@@ -26,6 +27,7 @@ from meshsdk._grpc.values import (
     replied,
     with_traces,
 )
+from meshsdk.accesslog import Record
 from meshsdk.balancing import EndpointState
 from meshsdk.call import Decision, Forward, Reply
 from meshsdk.errors import ConnectFailure, MeshClosed, NoHealthyUpstream, NotReady
@@ -106,8 +108,8 @@ class Trip:
     serves `call`, which the application already holds.
     """
 
-    __slots__ = ("args", "call", "channel", "decision", "ends", "metadata", "method", "request",
-                 "start", "traces")  # fmt: skip
+    __slots__ = ("args", "began", "call", "channel", "decision", "ends", "metadata", "method",
+                 "record", "request", "start", "traces")  # fmt: skip
 
     def __init__(
         self,
@@ -121,12 +123,14 @@ class Trip:
         self.start = start
         self.request = request
         self.args = args
-        self.ends = None if args.timeout is None else monotonic() + args.timeout
+        self.began = monotonic()
+        self.ends = None if args.timeout is None else self.began + args.timeout
         # Read here: the context of the request being served is the caller's, not a thread's.
         self.traces = outgoing_metadata()
         self.metadata = args.metadata
         self.decision = decision
         self.call: MeshCall | None = None
+        self.record: Record | None = None
 
     @property
     def replayable(self) -> bool:
@@ -180,7 +184,18 @@ class Trip:
             if self.traces:
                 self.metadata = with_traces(self.args.metadata, self.traces)
             self.decision = self.method.decide(plan, self.metadata, random)
+        if plan.logged:
+            self._record(plan, self.decision)
         return self.decision
+
+    def _record(self, plan: Plan, decision: Decision) -> None:
+        if self.record is None:
+            waited = monotonic() - self.began
+            self.record = self.method.record(plan, self.metadata, waited)
+            if self.method.blocking and self.start is plain:
+                self.start = with_call  # the call tells how it ended
+        if self.record is not None:
+            self.record.decided(decision)
 
     def _known_plan(self) -> Plan:
         """The plan once the configuration is there."""
@@ -207,9 +222,9 @@ class Trip:
 
     def _untouched(self) -> Any:
         _, _, *rest = self.args
-        return self.start(
-            self.method.direct(), self.request, self._remaining(), self.metadata, *rest
-        )
+        method, record = self.method, self.record
+        direct = method.direct() if record is None else method.watched_direct(record)
+        return self.start(direct, self.request, self._remaining(), self.metadata, *rest)
 
     def _forward(self, forward: Forward) -> Any:
         """Attempts until one has a connection; where that is not known, the first is the last."""
@@ -250,8 +265,12 @@ class Trip:
             request = Requests(request, cutter.requested)
             start = future if method.blocking else plain
         try:
+            callable = method.callable(forward, attempt.endpoint)
+            if self.record is not None:
+                watched = method.watched(forward, attempt.endpoint, self.record)
+                callable = callable if watched is None else watched
             result = start(
-                method.callable(forward, attempt.endpoint),
+                callable,
                 request, limit.left(monotonic()), metadata, credentials, waits, compression,
             )  # fmt: skip
         except grpc.RpcError as error:
@@ -350,3 +369,5 @@ def drive(trip: Trip, call: MeshCall) -> None:
         inner = MeshRpcError(Failure(grpc.StatusCode.UNKNOWN, str(error), error))
     if not call.begin(inner):
         inner.cancel()
+    if trip.record is not None:
+        watch(trip.record, call)

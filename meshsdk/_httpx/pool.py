@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from meshsdk import propagation
-from meshsdk._httpx import exchange
+from meshsdk._httpx import exchange, logged
 from meshsdk._httpx.connections import Connections
 from meshsdk._httpx.exchange import timeouts
 from meshsdk._httpx.library import Library, library_of
@@ -17,6 +18,7 @@ from meshsdk._httpx.sender import Sender
 from meshsdk._httpx.sides import Async, Side, Sync, finish, orphans, settle_orphans
 from meshsdk._httpx.trip import Trip
 from meshsdk._httpx.watch import Attachment, Watch, watch_of
+from meshsdk.accesslog import Record
 from meshsdk.call import Forward, Reply, Request, decide
 from meshsdk.errors import CallError, NotReady
 from meshsdk.model import ListenerView
@@ -102,6 +104,8 @@ class MeshPool:
             return await self._side.send(self.inner, request)
         if url.scheme == b"https":
             return await self._opaque(view, request)
+        if view.access_logs:
+            return await self._logged(view, request)
         seen, added = exchange.described(request, propagation.outgoing())
         decision = decide(view, seen, _draw)
         if decision.delay:
@@ -111,6 +115,31 @@ class MeshPool:
         if isinstance(decision, Reply):
             return exchange.response(self._core, request, decision)
         return await self._side.send(self.inner, request)
+
+    async def _logged(self, view: ListenerView, request: Any) -> Any:
+        """As `_handle` goes on, for a listener with access logs."""
+        seen, added = exchange.described(request, propagation.outgoing())
+        seen.start = time.time()
+        record = Record(view, seen, time.monotonic(), _draw)
+        try:
+            decision = decide(view, seen, _draw)
+            record.decided(decision)
+            if decision.delay:
+                await self._pause(decision.delay, request)
+            if isinstance(decision, Reply):
+                response = exchange.response(self._core, request, decision)
+            else:
+                logged.count_request(request, record, self._library.httpx.ByteStream)
+                if isinstance(decision, Forward):
+                    response = await self._forward(decision, request, seen, added, record)
+                else:
+                    record.tried(None, time.monotonic())
+                    response = await self._side.send(self.inner, request)
+        except BaseException as error:
+            logged.ended(self._core, record, error)
+            raise
+        logged.watch_response(self._core, request, response, record)
+        return response
 
     def _mocked(self) -> bool:
         """Whether a mock (respx, vcrpy) has taken httpcore's pool over: then it decides."""
@@ -153,7 +182,14 @@ class MeshPool:
             raise self._core.ReadTimeout(f"an injected delay of {delay:g} s was too long to wait")
         await self._side.sleep(delay)
 
-    async def _forward(self, forward: Forward, request: Any, seen: Request, added: bool) -> Any:
+    async def _forward(
+        self,
+        forward: Forward,
+        request: Any,
+        seen: Request,
+        added: bool,
+        record: Record | None = None,
+    ) -> Any:
         if self._overridden:
             self._say_overridden(request)
         if added or forward.changes_request or forward.host_rewritten:
@@ -169,6 +205,7 @@ class MeshPool:
             host=forward.authority,
             forward=forward,
             key=forward.key,
+            record=record,
         )
         if forward.mirrors:
             self.mirrors.copy(request, forward)

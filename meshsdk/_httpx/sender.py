@@ -112,6 +112,8 @@ class Sender:
     async def _attempt(self, request: Any, trip: Trip, endpoint: EndpointState, fresh: bool) -> Any:
         """One try on one endpoint."""
         trip.endpoint = endpoint
+        if trip.record is not None and not fresh:
+            trip.record.tried(endpoint, time.monotonic())
         forward = trip.forward
         if forward is not None and forward.host_of_endpoint:
             request.headers = with_host(request.headers, forward.authority_at(endpoint))

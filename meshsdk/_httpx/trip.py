@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from meshsdk.accesslog import Record
 from meshsdk.balancing import ClusterView, EndpointState
 from meshsdk.call import Forward
 from meshsdk.errors import ConnectFailure, RouteTimeout
@@ -25,11 +26,12 @@ class Trip:
         server_name: the name that the application's own TLS verifies; None: it does none.
         connect_timeout: of the endpoint's cluster, in seconds.
         connecting: seconds spent on connecting, successfully or not.
+        record: for the access logs; None where there are none.
     """
 
     __slots__ = (
         "_caller", "cluster", "connect_timeout", "connecting", "endpoint", "extensions", "forward",
-        "host", "key", "limited_by", "route", "server_name", "timeout", "waited",
+        "host", "key", "limited_by", "record", "route", "server_name", "timeout", "waited",
     )  # fmt: skip
 
     def __init__(
@@ -44,6 +46,7 @@ class Trip:
         server_name: str | None = None,
         forward: Forward | None = None,
         key: int | None = None,
+        record: Record | None = None,
     ) -> None:
         self.cluster = cluster
         self.route = route
@@ -52,6 +55,7 @@ class Trip:
         self.host = host
         self.forward = forward
         self.key = key
+        self.record = record
         self.endpoint: EndpointState | None = None
         self.server_name = server_name
         self.connect_timeout = cluster.cluster.connect_timeout

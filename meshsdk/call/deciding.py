@@ -97,6 +97,7 @@ def follow(
         delay += faults.delay_of(fault, request, random)
         aborted = faults.abort_of(fault, request, random, route.name)
         if aborted is not None:
+            aborted.cluster = chosen.cluster if chosen else ""
             # Envoy leaves the aborts of routes alone that would not have sent anything on.
             levels = mutations(view, host, route, chosen) if chosen else []
             exchange = described(route, chosen.cluster if chosen else "", view, host)

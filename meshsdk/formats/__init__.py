@@ -14,7 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 
-from meshsdk.formats.context import CALLER, Caller, Context, Exchange
+from meshsdk.formats.context import CALLER, Caller, Context, Ended, Exchange
+from meshsdk.formats.endings import AT_END, FLAGS, is_number
 from meshsdk.formats.operators import (
     LENGTHS,
     NO_PARAMETERS,
@@ -23,7 +24,17 @@ from meshsdk.formats.operators import (
     compile_operator,
 )
 
-__all__ = ["CALLER", "Caller", "Context", "Exchange", "Format", "is_computed"]
+__all__ = [
+    "CALLER",
+    "FLAGS",
+    "Caller",
+    "Context",
+    "Ended",
+    "Exchange",
+    "Format",
+    "is_computed",
+    "is_known_at_end",
+]
 
 _OPERATOR: Final = re.compile(r"%([A-Z0-9_]+)(?:\((.*?)\))?(?::([0-9]+))?%")
 _Part = Callable[[Context], str | None]
@@ -43,14 +54,17 @@ class Format:
     operators: tuple[str, ...] = field(init=False, repr=False, compare=False)
     """Names of the operators in it."""
     _parts: tuple[str | _Part, ...] = field(init=False, repr=False, compare=False)
+    _number: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         parts: list[str | _Part] = []
         names: list[str] = []
+        number = False
         position = 0
         while position < len(self.text):
             literal, percent, rest = self.text[position:].partition("%")
-            parts.append(literal)
+            if literal:
+                parts.append(literal)
             position += len(literal)
             if not percent:
                 break
@@ -66,17 +80,40 @@ class Format:
                 )
             names.append(found[1])
             parts.append(_operator(found[1], found[2], found[3]))
+            number = is_number(found[1], found[2] or "")
             position = found.end()
         plain = "".join(p for p in parts if isinstance(p, str)) if not names else None
         object.__setattr__(self, "plain", plain)
         object.__setattr__(self, "operators", tuple(names))
         object.__setattr__(self, "_parts", tuple(parts))
+        object.__setattr__(self, "_number", number)
 
     def fill(self, context: Context) -> str:
         if self.plain is not None:
             return self.plain
         filled = (part if isinstance(part, str) else part(context) for part in self._parts)
         return "".join(self.missing if text is None else text for text in filled)
+
+    def value(self, context: Context) -> str | int | None:
+        """As `fill`; of an operator that stands alone what it gives: a number, a text or None."""
+        part = self._parts[0] if len(self._parts) == 1 else None
+        if part is None or isinstance(part, str):
+            return self.fill(context)
+        found = part(context)
+        return int(found) if self._number and found is not None else found
+
+
+def is_known_at_end(name: str) -> bool:
+    """Whether an operator of that name gives what Envoy gives, in an access log."""
+    return name in AT_END or name in _EMPTY_FOR_CALLS or is_computed(name)
+
+
+# Of a call over plain HTTP they have nothing to say in Envoy either.
+_EMPTY_FOR_CALLS: Final = (
+    "CONNECTION_TERMINATION_DETAILS",
+    "CUSTOM_FLAGS",
+    "REQUESTED_SERVER_NAME",
+)
 
 
 def is_computed(name: str) -> bool:

@@ -78,6 +78,35 @@ class Exchange:
     """Envoy's RESPONSE_CODE_DETAILS, where the mesh answers itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a call ended: what only an access log knows.
+
+    Attributes:
+        duration: of the whole call, in seconds.
+        response_duration: until the response began, in seconds; None: it never did.
+        received, sent: bytes of the bodies of request and response.
+        flags: Envoy's short names of what went wrong, in Envoy's order.
+        details: Envoy's RESPONSE_CODE_DETAILS.
+        failure: why there was no connection to the endpoint.
+        attempts: how often an endpoint was asked for.
+        connected: whether the last of them was reached.
+        grpc: number of the gRPC status; None where there is none.
+    """
+
+    duration: float
+    response_duration: float | None = None
+    received: int = 0
+    sent: int = 0
+    flags: tuple[str, ...] = ()
+    details: str = ""
+    failure: str = ""
+    trailers: Headers = ()
+    attempts: int = 0
+    connected: bool = False
+    grpc: int | None = None
+
+
 _NO_EXCHANGE = Exchange()
 
 
@@ -89,9 +118,10 @@ class Context:
         status: of the response; 0 while there is none.
         endpoint: that answered; None while none was chosen.
         body: of a direct response, for LOCAL_REPLY_BODY.
+        ended: how the call ended; None while it goes on.
     """
 
-    __slots__ = ("body", "endpoint", "exchange", "request", "response", "status")
+    __slots__ = ("body", "ended", "endpoint", "exchange", "request", "response", "status")
 
     def __init__(
         self,
@@ -102,6 +132,7 @@ class Context:
         status: int = 0,
         endpoint: EndpointLike | None = None,
         body: str = "",
+        ended: Ended | None = None,
     ) -> None:
         self.request = request
         self.exchange = exchange
@@ -109,3 +140,4 @@ class Context:
         self.status = status
         self.endpoint = endpoint
         self.body = body
+        self.ended = ended

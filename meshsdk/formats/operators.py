@@ -15,6 +15,7 @@ from typing import Any, Final
 from urllib.parse import unquote_plus
 
 from meshsdk.formats.context import Context
+from meshsdk.formats.endings import AT_END, at_end
 from meshsdk.formats.times import ISO, ISO_LOCAL, check_time_format, format_time
 
 Value = Callable[[Context], str | None]
@@ -400,6 +401,8 @@ def compile_operator(name: str, parameters: str) -> Value:
         ValueError: the parameters are wrong.
     """
     if name in NO_PARAMETERS:
-        value = NO_PARAMETERS[name]
-        return value if value is not None else (_constant("0") if name in _ZERO else _no)
-    return (OPTIONAL_PARAMETERS.get(name) or PARAMETERS[name])(parameters)
+        found = NO_PARAMETERS[name]
+        value = found if found is not None else (_constant("0") if name in _ZERO else _no)
+    else:
+        value = (OPTIONAL_PARAMETERS.get(name) or PARAMETERS[name])(parameters)
+    return at_end(name, parameters, value) if name in AT_END else value

@@ -4,6 +4,7 @@ Decoders build these from xDS; everything behind them never sees protobuf. Times
 One vocabulary: listener → route → cluster → endpoint → attempt.
 """
 
+from meshsdk.model.accesslogs import AccessLog, JsonLine
 from meshsdk.model.actions import (
     Action,
     DirectResponseAction,
@@ -83,6 +84,7 @@ from meshsdk.model.upstream import (
 
 __all__ = [
     "SYSTEM_ROOTS",
+    "AccessLog",
     "Action",
     "AppendAction",
     "Assignment",
@@ -112,6 +114,7 @@ __all__ = [
     "HedgePolicy",
     "InternalRedirect",
     "JsonBody",
+    "JsonLine",
     "LbConfig",
     "Listener",
     "ListenerView",

@@ -14,6 +14,7 @@ from meshsdk.matching import (
     PathMatch,
     QueryMatch,
 )
+from meshsdk.model.accesslogs import AccessLog
 from meshsdk.model.actions import Action, ForwardAction
 from meshsdk.model.filters import (
     NO_FILTERS,
@@ -190,3 +191,4 @@ class Listener:
     address: str = ""
     """`ip:port` of a server listener, empty for a client listener."""
     filters: FilterChain = NO_FILTERS
+    access_logs: tuple[AccessLog, ...] = ()

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meshsdk.formats import CALLER, Caller
+from meshsdk.model.accesslogs import AccessLog
 from meshsdk.model.filters import NO_FILTERS, Fault, FilterChain
 from meshsdk.model.routes import Listener, RouteConfiguration
 
@@ -33,6 +34,7 @@ class ListenerView:
     passthrough: bool = False
     filters: FilterChain = NO_FILTERS
     caller: Caller = CALLER
+    access_logs: tuple[AccessLog, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -208,6 +208,7 @@ class Resolver:
             listener.max_stream_duration,
             filters=listener.filters,
             caller=self._caller,
+            access_logs=listener.access_logs,
         )
         if view.published is None or not _same(view.published, new):
             self._warn_of_missing(view, wanted - clusters.keys())
@@ -346,5 +347,6 @@ def _same(one: ListenerView, other: ListenerView) -> bool:
         and one.fault == other.fault
         and one.max_stream_duration == other.max_stream_duration
         and one.filters == other.filters
+        and one.access_logs == other.access_logs
         and one.clusters == other.clusters
     )

@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
+from meshsdk.formats import Format
 from meshsdk.grpc import MeshChannel
 from meshsdk.grpc_aio import MeshAioChannel
 from meshsdk.matching import Fraction
 from meshsdk.model import (
+    AccessLog,
     AppendAction,
     Fault,
     FaultDelay,
@@ -34,9 +37,13 @@ NAME = "reviews:9080"
 #   mesh-late      a call starts after a delay, too short to notice
 #   mesh-changed   the route looks at the response headers, and changes none
 #   mesh-split     each call draws its cluster
+#   mesh-logged    each call leaves a line in an access log
 #   mesh-outside   the host is not in the registry: PassthroughCluster
 #   mesh-off       the mesh is switched off
-KINDS = ("raw", "mesh", "mesh-late", "mesh-changed", "mesh-split", "mesh-outside", "mesh-off")
+KINDS = (
+    "raw", "mesh", "mesh-late", "mesh-changed", "mesh-split", "mesh-logged", "mesh-outside",
+    "mesh-off",
+)  # fmt: skip
 
 _NOT_AT_ALL = HeaderOption("x-server", "never", AppendAction.ADD_IF_ABSENT)
 
@@ -47,6 +54,10 @@ def mesh_of(kind: str, target: str) -> StaticMesh:
     mesh.endpoints("one", target)
     mesh.endpoints("two", target)
     mesh.listen(NAME, _route(kind))
+    if kind == "mesh-logged":
+        log = AccessLog("/dev/null", Format("%RESPONSE_CODE% %BYTES_SENT%\n", "-"))
+        view = replace(mesh.snapshot.listeners[NAME], access_logs=(log,))
+        mesh.publish({**mesh.snapshot.listeners, NAME: view})
     if kind in ("mesh-off", "mesh-outside"):
         mesh.listen(target, forward(PASSTHROUGH.name))
     if kind == "mesh-off":

@@ -15,6 +15,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 
 from meshsdk.model import Endpoint, Listener
 from meshsdk.xds.decode import rds
+from meshsdk.xds.decode.accesslogs import access_logs
 from meshsdk.xds.decode.common import Bad, Notes, entry, optional_seconds, sub, type_name, unpack
 from meshsdk.xds.decode.eds import socket_address
 from meshsdk.xds.decode.filters import http_filters
@@ -58,6 +59,7 @@ def _manager(name: str, manager: Any, notes: Notes) -> Listener:
     if manager.original_ip_detection_extensions:
         raise Bad("original_ip_detection_extensions", "must be empty")
     fault, filters = http_filters(manager.http_filters, notes)
+    logs = access_logs(manager.access_log, notes)
     options = manager.common_http_protocol_options
     # 0 is infinite, as absent.
     duration = sub("common_http_protocol_options", _max_stream_duration, options, notes) or None
@@ -69,10 +71,18 @@ def _manager(name: str, manager: Any, notes: Notes) -> Listener:
             max_stream_duration=duration,
             fault=fault,
             filters=filters,
+            access_logs=logs,
         )
     if which == "route_config":
         config = sub("route_config", rds.route_configuration, manager.route_config, notes)
-        return Listener(name, config, max_stream_duration=duration, fault=fault, filters=filters)
+        return Listener(
+            name,
+            config,
+            max_stream_duration=duration,
+            fault=fault,
+            filters=filters,
+            access_logs=logs,
+        )
     raise Bad(which or "", f"{which or 'no route'} is not supported; rds or route_config is needed")
 
 
