@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from meshsdk.errors import ConfigurationError, MeshError
+from meshsdk.formats import CALLER
 from meshsdk.model import ListenerView
 
 if TYPE_CHECKING:
@@ -212,7 +213,8 @@ def dump(mesh: Mesh | None = None) -> dict[str, Any]:
 
 
 def _listener(view: ListenerView) -> dict[str, Any]:
-    values: dict[str, Any] = plain(dataclasses.replace(view, clusters={}))
+    # The caller knows this process's environment, and secrets are in there.
+    values: dict[str, Any] = plain(dataclasses.replace(view, clusters={}, caller=CALLER))
     values["clusters"] = sorted(view.clusters)
     return values
 
@@ -229,7 +231,9 @@ def _cluster(view: Any) -> dict[str, Any]:
 def plain(value: Any) -> Any:
     """A value of the model as JSON knows it; what is empty or not given is left out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+        # What is not compared is derived from the rest.
+        named = (f for f in dataclasses.fields(value) if f.init)
+        fields = ((f.name, getattr(value, f.name)) for f in named)
         shown = {n: plain(v) for n, v in fields if not n.startswith("_")}
         return {n: v for n, v in shown.items() if v not in (None, "", [], {}, False)}
     if isinstance(value, enum.Enum):

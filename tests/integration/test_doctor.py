@@ -141,6 +141,14 @@ def test_dump_shows_what_a_workload_gets(reviews: AdsServer) -> None:
     assert loaded["age"] is None
 
 
+def test_dump_keeps_the_environment_to_itself(reviews: AdsServer) -> None:
+    environ = {"MESHSDK_CONTROL_PLANE": reviews.address, "SECRET_TOKEN": "hunter2"}
+    result = meshsdk("dump", "reviews:9080", **environ)
+    assert result.returncode == 0
+    assert "hunter2" not in result.stdout
+    assert " object at 0x" not in result.stdout
+
+
 def test_dump_says_how_old_a_configuration_from_disk_is(reviews: AdsServer, tmp_path: Path) -> None:
     environ = {"MESHSDK_CONTROL_PLANE": reviews.address, "MESHSDK_STATE_DIR": str(tmp_path)}
     assert meshsdk("dump", "reviews:9080", **environ).returncode == 0
