@@ -6,7 +6,7 @@ Two documents carry it: ConfigMap `istio` (`data.mesh`, YAML text) and an IstioO
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -91,6 +91,11 @@ KNOWN_FIELDS = frozenset(
         "xdsConnectionIdleTimeout",
     ]
 )
+_POLICIES: Mapping[str, frozenset[str]] = {
+    "outboundTrafficPolicy": frozenset(["mode", "egressProxy"]),
+    "inboundTrafficPolicy": frozenset(["mode"]),
+}
+"""Fields of those messages in which one that is passed over leaves the mesh open."""
 CONFIG_MAP = "istio"
 CONFIG_NAMESPACE = "istio-system"
 
@@ -126,10 +131,11 @@ def mesh_config(
             findings.append(resource.finding(Level.WARNING, "MSH0106", problem, "data.mesh"))
     for resource in sorted(carriers, key=lambda res: (res.kind != "ConfigMap", res.age_key)):
         section, path = _section(resource, findings)
-        for name in section:
-            if name not in KNOWN_FIELDS:
-                problem = f"unknown field{suggest(name, KNOWN_FIELDS)}, Istio passes over it"
-                findings.append(resource.finding(Level.WARNING, "", problem, f"{path}.{name}"))
+        for name, known in unknown_fields(section):
+            problem = (
+                f"unknown field{suggest(name.rpartition('.')[2], known)}, Istio passes over it"
+            )
+            findings.append(resource.finding(Level.WARNING, "", problem, f"{path}.{name}"))
         reader = _Fields(section, resource, path, findings)
         reader.read()
         sound = {k: v for k, v in section.items() if k not in reader.broken}
@@ -137,6 +143,16 @@ def mesh_config(
         merged = lay(merged, sound)
     mesh = MeshConfig(domain=domain, raw=merged, **_Fields(merged, None, "", []).read())
     return mesh, findings
+
+
+def unknown_fields(section: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[str]]]:
+    """The path of each field that Istio does not have, and those that it has in its place."""
+    for name, value in section.items():
+        if name not in KNOWN_FIELDS:
+            yield name, KNOWN_FIELDS
+        inner = _POLICIES.get(name)
+        if inner is not None and isinstance(value, dict):
+            yield from ((f"{name}.{each}", inner) for each in value if each not in inner)
 
 
 def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -368,6 +368,12 @@ def test_mesh_config_of_another_namespace_is_somebody_elses() -> None:
             "data.mesh.rootNamespaces",
             'did you mean "rootNamespace"?',
         ),
+        (
+            "outboundTrafficPolicy: {mod: REGISTRY_ONLY}",
+            Level.WARNING,
+            "data.mesh.outboundTrafficPolicy.mod",
+            'did you mean "mode"?',
+        ),
     ],
 )
 def test_mistakes_in_mesh_config(mesh: str, level: Level, path: str, message: str) -> None:
