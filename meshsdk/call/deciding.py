@@ -194,7 +194,7 @@ def forward(
     if cluster.passthrough:
         return Passthrough(delay) if delay else PASSTHROUGH
     levels = mutations(view, host, route, chosen)
-    request_levels = routing.request_levels(levels)
+    request_levels = routing.request_levels(levels, chosen.mutations, chosen.host_rewrite or "")
     response_levels = routing.response_levels(levels)
     exchange = NO_EXCHANGE
     if request_levels or response_levels or action.host_format or action.path_format:

@@ -9,14 +9,15 @@ from meshsdk.formats import Context, Exchange
 from meshsdk.model import AppendAction, HeaderChange, HeaderMutations, HeaderOption
 from meshsdk.routing.request import Headers, Request
 
-Levels = tuple[tuple[tuple[HeaderOption, ...], tuple[str, ...]], ...]
+Level = tuple[tuple[HeaderOption, ...], tuple[str, ...], str]
+Levels = tuple[Level, ...]
 
 _NO_EXCHANGE = Exchange()
 
 
 def mutate(
     headers: Headers,
-    levels: Iterable[tuple[tuple[HeaderOption, ...], tuple[str, ...]]],
+    levels: Iterable[Level],
     request: Request,
     *,
     of_request: bool,
@@ -31,13 +32,13 @@ def mutate(
     then written, overwriting before appending (seen on Envoy 1.40).
 
     Args:
-        levels: (options, names to remove).
+        levels: (options, names to remove, authority that the levels behind see, if another).
         request: answers `%REQ(name)%` in values.
         of_request: these are the request's own headers, so that a level sees what earlier ones did.
         exchange, status, endpoint, body: what other operators speak of.
     """
     result = list(headers)
-    for options, remove in levels:
+    for options, remove, host in levels:
         if remove:
             result = [pair for pair in result if pair[0].lower() not in remove]
         if of_request:
@@ -48,6 +49,8 @@ def mutate(
                 request, exchange, response=result, status=status, endpoint=endpoint, body=body
             )
         result = _write(result, options, context)
+        if host:
+            request = request.having(result, authority=host)
     return result
 
 
@@ -87,15 +90,26 @@ def apply_changes(
     return result
 
 
-def request_levels(mutations: Iterable[HeaderMutations]) -> Levels:
-    return tuple(
-        (m.request_set, m.request_remove) for m in mutations if m.request_set or m.request_remove
-    )
+def request_levels(
+    mutations: Iterable[HeaderMutations], first: HeaderMutations | None = None, host: str = ""
+) -> Levels:
+    """
+    Args:
+        first: the mutations behind which the authority becomes `host`.
+    """
+    found = []
+    for level in mutations:
+        if level.request_set or level.request_remove:
+            rewritten = host if level is first else ""
+            found.append((level.request_set, level.request_remove, rewritten))
+    if host and found and not found[0][2]:
+        found.insert(0, ((), (), host))
+    return tuple(found)
 
 
 def response_levels(mutations: Iterable[HeaderMutations]) -> Levels:
     return tuple(
-        (m.response_set, m.response_remove)
+        (m.response_set, m.response_remove, "")
         for m in mutations
         if m.response_set or m.response_remove
     )
@@ -103,4 +117,4 @@ def response_levels(mutations: Iterable[HeaderMutations]) -> Levels:
 
 def is_constant(levels: Levels) -> bool:
     """Whether what is set does not depend on the call."""
-    return all(option.format.plain is not None for options, _ in levels for option in options)
+    return all(option.format.plain is not None for options, _, _ in levels for option in options)

@@ -17,7 +17,8 @@ _PREFLIGHT = [("origin", "http://a"), ("access-control-request-method", "PUT")]
 
 
 def _to(cluster: str = "alpha", *, match: Json | None = None, **action: Any) -> Json:
-    return {"match": match or {"prefix": "/"}, "route": {"cluster": cluster, **action}}
+    where = {} if "weighted_clusters" in action else {"cluster": cluster}
+    return {"match": match or {"prefix": "/"}, "route": where | action}
 
 
 def _host(*routes: Json, **more: Any) -> Json:
@@ -148,6 +149,27 @@ FIXED: dict[str, tuple[Json, Json, Request]] = {
     "a copy to an IPv6 address": (
         {},
         _host(_to(host_rewrite_literal="[::1]", request_mirror_policies=[_MIRROR])),
+        ("GET", "/", []),
+    ),
+    "the headers behind a weighted cluster see its host, its own do not": (
+        {},
+        _host(
+            _to(
+                weighted_clusters={
+                    "clusters": [
+                        {
+                            "name": "alpha",
+                            "weight": 1,
+                            "host_rewrite_literal": "weighted.example",
+                            "request_headers_to_add": [_put("x-add", "%REQ(:authority)%")],
+                        }
+                    ]
+                },
+                host_rewrite="%REQ(x-m)%.example",
+            )
+            | {"request_headers_to_add": [_put("x-m", "%REQ(:authority)%")]},
+            request_headers_to_add=[_put("x-extra", "%REQ(:authority)%")],
+        ),
         ("GET", "/", []),
     ),
     # --- what operators say ---

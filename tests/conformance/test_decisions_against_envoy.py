@@ -261,17 +261,13 @@ def segments_only(original: Any) -> Any:
 
 def case_matters(original: Any) -> Any:
     def matches(self: PathMatch, path: str) -> bool:
-        found = bool(original(self, path))
-        return found and not (self.ignore_case and not original(self, path.swapcase().lower()))
-
-    def strict(self: PathMatch, path: str) -> bool:
         if self.ignore_case and self.kind is PathKind.PREFIX:
             return path.startswith(self.value)
         if self.ignore_case and self.kind is PathKind.EXACT:
             return path == self.value
-        return matches(self, path)
+        return bool(original(self, path))
 
-    return strict
+    return matches
 
 
 def never_inverted(original: Any) -> Any:
